@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// The processed law of a row of logits. Every filter keeps a prefix of the order (larger logit, then lower id), so a
+// law is a cut in that order, a temperature and a sum: id x has weight exp((l(x) - max) / T) if it is kept, else 0.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "elementary.h"
+
+namespace specdec {
+
+enum class FilterOrder : int32_t { top_k_first, joint, min_p_first };
+
+enum StatusBit : int32_t { kStatusNan = 1, kStatusDeadEnd = 2, kStatusFallback = 4, kStatusMalformed = 8 };
+
+// One request's settings.
+struct Settings {
+  float temperature = 1.0f;
+  int32_t top_k = 0;
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  FilterOrder order = FilterOrder::top_k_first;
+};
+
+// Kept are ids with a larger logit, and of those with this logit the ids up to `id`.
+struct Cut {
+  float logit;
+  int64_t id;
+};
+
+inline constexpr float kLargest = 0x1.fffffep127f;
+inline constexpr int64_t kLastId = INT64_MAX;
+
+// Written so that a NaN has the meaning of "off"; for the temperature that of 0.
+SPECDEC_SHARED bool is_greedy(const Settings& s) { return !(s.temperature > 0.0f); }
+SPECDEC_SHARED bool has_top_p(const Settings& s) { return s.top_p < 1.0f; }
+SPECDEC_SHARED bool has_min_p(const Settings& s) { return s.min_p > 0.0f; }
+
+// Every finite logit is kept.
+SPECDEC_SHARED Cut no_cut() { return {-kLargest, kLastId}; }
+
+SPECDEC_SHARED bool is_kept(const Cut& cut, float logit, int64_t id) {
+  return logit > cut.logit || (logit == cut.logit && id <= cut.id);
+}
+
+// The intersection of two prefixes is the shorter one.
+SPECDEC_SHARED Cut stricter(const Cut& a, const Cut& b) {
+  if (a.logit != b.logit) return a.logit > b.logit ? a : b;
+  return a.id < b.id ? a : b;
+}
+
+// Floats as integers in the same order, both zeros as 0.
+SPECDEC_SHARED int32_t ordered(float value) {
+  int32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits >= 0 ? bits : -(bits & 0x7fffffff);
+}
+
+SPECDEC_SHARED float from_ordered(int32_t key) {
+  const int32_t bits = key >= 0 ? key : static_cast<int32_t>(0x80000000u | static_cast<uint32_t>(-key));
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+SPECDEC_SHARED float next_up(float value) { return from_ordered(ordered(value) + 1); }
+
+// exp((l - max) / T) of a finite logit.
+SPECDEC_SHARED double weight_of(float logit, float max, float temperature) {
+  return exp_double((static_cast<double>(logit) - max) / temperature);
+}
+
+// min-p keeps weights >= min_p. The weight grows with the logit, so that is a smallest logit, found by bisection over
+// the floats. The best id stays, whatever min_p is.
+SPECDEC_SHARED Cut min_p_cut(float max, float temperature, float min_p, int64_t best_id) {
+  if (min_p > 1.0f) return {max, best_id};
+  int32_t low = ordered(-kLargest) - 1, high = ordered(max);  // high is kept, low is not
+  while (static_cast<int64_t>(high) - low > 1) {
+    const int32_t middle = static_cast<int32_t>((static_cast<int64_t>(high) + low) >> 1);
+    if (weight_of(from_ordered(middle), max, temperature) >= min_p) {
+      high = middle;
+    } else {
+      low = middle;
+    }
+  }
+  return {from_ordered(high), kLastId};
+}
+
+}  // namespace specdec

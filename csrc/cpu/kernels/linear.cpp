@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who computes what: every thread owns a run of consecutive panels and computes all rows of their outputs. Within the
+// run K is cut into blocks, so that the block of x stays in the first cache level while the panels of a group stream
+// past it; the totals of a group wait on the stack. No heap, no shared state between threads.
+#include "linear.h"
+
+#include <omp.h>
+
+#include "linear_convert.h"
+#include "linear_tile.h"
+
+SPECDEC_ISA_BEGIN
+namespace {
+
+constexpr int kGroup = 4;           // panels that share a block of x
+constexpr int kBlockFloats = 6144;  // of x: 24 kB
+constexpr int kRowPadding = 16;     // keeps the rows of a block in different cache sets
+constexpr int kPackBlock = 64;      // inputs of 32 rows that are transposed at a time: 8 kB
+
+// A product smaller than this (weights' bytes times a factor for the rows) is not worth a second thread.
+constexpr int64_t kBytesPerThread = 32 << 10;
+
+int threads_for(int64_t work_bytes, int64_t units) {
+  int64_t threads = omp_get_max_threads();
+  const int64_t useful = 1 + work_bytes / (2 * kBytesPerThread);
+  if (threads > useful) threads = useful;
+  if (threads > units) threads = units;
+  return threads < 1 || omp_in_parallel() ? 1 : (int)threads;
+}
+
+// The end of a panel: scales, bias, and rounding to the type of the result. One function for any number of rows, so
+// that a row cannot be contracted differently in different company.
+template <class W>
+__attribute__((noinline)) void finish(const LinearSkinny& p, int64_t panel, int64_t row, const float* totals) {
+  const int64_t first = panel * kPanel;
+  const int count = p.outputs - first < kPanel ? (int)(p.outputs - first) : kPanel;
+  float values[kPanel];
+  for (int v = 0; v < kPanelVectors; ++v) {
+    for (int lane = 0; lane < kVectorLanes; ++lane) values[output_of<W>(v, lane)] = totals[v * kVectorLanes + lane];
+  }
+  if (p.scales) {
+    for (int i = 0; i < count; ++i) values[i] *= p.scales[first + i];
+  }
+  if (p.bias) {
+    for (int i = 0; i < count; ++i) values[i] += p.bias[first + i];
+  }
+  store_floats(values, count, p.x.type, p.out, row * p.out_stride + first);
+}
+
+// `rows` rows of x (at most kMaxRows) times panels [begin, end).
+template <class W>
+void panels(const LinearSkinny& p, int64_t first_row, int rows, int64_t begin, int64_t end) {
+  alignas(64) float x_block[kBlockFloats + kTileRows * kRowPadding];
+  alignas(64) float totals[kGroup][kMaxRows * kPanel];
+  const W* packed = static_cast<const W*>(p.packed);
+  const int64_t inputs = p.x.columns;
+  // Chunks of rows of nearly the same size.
+  const int chunks = (rows + kTileRows - 1) / kTileRows;
+  const int chunk = (rows + chunks - 1) / chunks;
+  const bool in_place = p.x.type == FloatType::float32 && rows == 1;
+  const int64_t block = in_place ? inputs : kBlockFloats / chunk / kSegment * kSegment;
+  for (int64_t group = begin; group < end; group += kGroup) {
+    const int members = end - group < kGroup ? (int)(end - group) : kGroup;
+    for (int m = 0; m < members; ++m) {
+      for (int i = 0; i < rows * kPanel; ++i) totals[m][i] = 0;
+    }
+    for (int64_t k = 0; k < inputs; k += block) {
+      const int length = inputs - k < block ? (int)(inputs - k) : (int)block;
+      const int stride = (length + kRowPadding - 1) / kRowPadding * kRowPadding + kRowPadding;
+      for (int row = 0; row < rows; row += chunk) {
+        const int here = rows - row < chunk ? rows - row : chunk;
+        const float* x = x_block;
+        if (in_place) {
+          x = static_cast<const float*>(p.x.data) + first_row * p.x.row_stride + k;
+        } else {
+          for (int r = 0; r < here; ++r) {
+            load_floats(p.x, (first_row + row + r) * p.x.row_stride + k, length, x_block + r * stride);
+          }
+        }
+        for (int m = 0; m < members; ++m) {
+          panel_product_rows(here, x, stride, packed + ((group + m) * inputs + k) * kPanel, length,
+                             totals[m] + row * kPanel);
+        }
+      }
+    }
+    for (int m = 0; m < members; ++m) {
+      for (int r = 0; r < rows; ++r) finish<W>(p, group + m, first_row + r, totals[m] + r * kPanel);
+    }
+  }
+}
+
+template <class W>
+void skinny(const LinearSkinny& p) {
+  const int64_t count = (p.outputs + kPanel - 1) / kPanel;
+  const int64_t rows = p.x.rows < kMaxRows ? p.x.rows : kMaxRows;
+  const int threads = threads_for(count * kPanel * p.x.columns * (int64_t)sizeof(W) * (rows + 3) / 4, count);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const int64_t id = omp_get_thread_num(), team = omp_get_num_threads();
+    const int64_t begin = count * id / team, end = count * (id + 1) / team;
+    for (int64_t first = 0; first < p.x.rows; first += kMaxRows) {
+      const int64_t left = p.x.rows - first;
+      panels<W>(p, first, left < kMaxRows ? (int)left : kMaxRows, begin, end);
+    }
+  }
+}
+
+// The scale of one row of int8 weights: the largest magnitude becomes 127.
+float scale_of(const LinearPack& p, int64_t row) {
+  float block[kPackBlock];
+  float largest = 0;
+  for (int64_t k = 0; k < p.weight.columns; k += kPackBlock) {
+    const int count = p.weight.columns - k < kPackBlock ? (int)(p.weight.columns - k) : kPackBlock;
+    load_floats(p.weight, row * p.weight.row_stride + k, count, block);
+    for (int i = 0; i < count; ++i) {
+      const float magnitude = __builtin_fabsf(block[i]);
+      if (magnitude > largest) largest = magnitude;
+    }
+  }
+  return largest / 127;
+}
+
+inline void convert(float value, float, float* to) { *to = value; }
+inline void convert(float value, float, uint16_t* to) { *to = to_bfloat16(value); }
+inline void convert(float value, float scale, int8_t* to) { *to = to_int8(value / scale); }
+
+// One panel of weights: 32 rows of any float type become columns of W.
+template <class W>
+void pack_panel(const LinearPack& p, int64_t panel) {
+  const int64_t inputs = p.weight.columns, first = panel * kPanel;
+  const int count = p.weight.rows - first < kPanel ? (int)(p.weight.rows - first) : kPanel;
+  float scales[kPanel];
+  for (int i = 0; i < kPanel; ++i) scales[i] = 1;
+  if (p.type == WeightType::int8) {
+    for (int i = 0; i < count; ++i) {
+      const float scale = scale_of(p, first + i);
+      p.scales[first + i] = scale;
+      if (scale > 0) scales[i] = scale;
+    }
+  }
+  float block[kPanel][kPackBlock];
+  W* packed = static_cast<W*>(p.packed) + panel * inputs * kPanel;
+  for (int64_t k = 0; k < inputs; k += kPackBlock) {
+    const int length = inputs - k < kPackBlock ? (int)(inputs - k) : kPackBlock;
+    for (int i = 0; i < count; ++i) load_floats(p.weight, (first + i) * p.weight.row_stride + k, length, block[i]);
+    for (int j = 0; j < length; ++j) {
+      for (int i = 0; i < kPanel; ++i) convert(i < count ? block[i][j] : 0, scales[i], packed + (k + j) * kPanel + i);
+    }
+  }
+}
+
+template <class W>
+void pack(const LinearPack& p) {
+  const int64_t count = (p.weight.rows + kPanel - 1) / kPanel;
+  const int threads = threads_for(count * kPanel * p.weight.columns * (int64_t)sizeof(W), count);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  for (int64_t panel = 0; panel < count; ++panel) pack_panel<W>(p, panel);
+}
+
+}  // namespace
+
+void linear_pack(const LinearPack& p) {
+  switch (p.type) {
+    case WeightType::float32:
+      return pack<float>(p);
+    case WeightType::bfloat16:
+      return pack<uint16_t>(p);
+    case WeightType::int8:
+      return pack<int8_t>(p);
+  }
+}
+
+void linear_skinny(const LinearSkinny& p) {
+  switch (p.type) {
+    case WeightType::float32:
+      return skinny<float>(p);
+    case WeightType::bfloat16:
+      return skinny<uint16_t>(p);
+    case WeightType::int8:
+      return skinny<int8_t>(p);
+  }
+}
+
+SPECDEC_ISA_END

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sixteen float lanes on any instruction set: one 64-byte, two 32-byte or four 16-byte registers, through the vector
+// extensions of GCC and Clang. A result depends on the sixteen lanes alone, never on the width of a register, so that
+// every instruction set gives the same bits (the files that use it are compiled without contraction).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+
+#if defined(__AVX512F__)
+#define SPECDEC_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define SPECDEC_VECTOR_BYTES 32
+#else
+#define SPECDEC_VECTOR_BYTES 16
+#endif
+
+SPECDEC_ISA_BEGIN
+
+inline constexpr int kLanes = 16;
+inline constexpr int kVectorLanes = SPECDEC_VECTOR_BYTES / 4;
+inline constexpr int kParts = kLanes / kVectorLanes;
+
+using VecF = float __attribute__((vector_size(SPECDEC_VECTOR_BYTES)));
+using VecI = int32_t __attribute__((vector_size(SPECDEC_VECTOR_BYTES)));
+using VecU = uint32_t __attribute__((vector_size(SPECDEC_VECTOR_BYTES)));
+using VecU16 = uint16_t __attribute__((vector_size(SPECDEC_VECTOR_BYTES / 2)));
+
+template <class Vector>
+struct Lanes {
+  Vector part[kParts];
+};
+using F16 = Lanes<VecF>;  // sixteen float lanes
+using I16 = Lanes<VecI>;  // sixteen int32 lanes; comparisons give 0 or -1
+using U16 = Lanes<VecU>;  // sixteen uint32 lanes
+
+#define SPECDEC_EACH_PART for (int part_ = 0; part_ < kParts; ++part_)
+
+// Element-wise operators for every lane type.
+#define SPECDEC_LANE_OPERATOR(T, op)                                  \
+  static inline T operator op(const T& a, const T& b) {               \
+    T r;                                                              \
+    SPECDEC_EACH_PART r.part[part_] = a.part[part_] op b.part[part_]; \
+    return r;                                                         \
+  }
+SPECDEC_LANE_OPERATOR(F16, +)
+SPECDEC_LANE_OPERATOR(F16, -)
+SPECDEC_LANE_OPERATOR(F16, *)
+SPECDEC_LANE_OPERATOR(F16, /)
+SPECDEC_LANE_OPERATOR(I16, +)
+SPECDEC_LANE_OPERATOR(I16, -)
+SPECDEC_LANE_OPERATOR(I16, &)
+SPECDEC_LANE_OPERATOR(I16, |)
+SPECDEC_LANE_OPERATOR(U16, +)
+SPECDEC_LANE_OPERATOR(U16, -)
+SPECDEC_LANE_OPERATOR(U16, *)
+SPECDEC_LANE_OPERATOR(U16, &)
+SPECDEC_LANE_OPERATOR(U16, |)
+SPECDEC_LANE_OPERATOR(U16, ^)
+#undef SPECDEC_LANE_OPERATOR
+
+#define SPECDEC_LANE_COMPARE(T, op)                                   \
+  static inline I16 operator op(const T& a, const T& b) {             \
+    I16 r;                                                            \
+    SPECDEC_EACH_PART r.part[part_] = a.part[part_] op b.part[part_]; \
+    return r;                                                         \
+  }
+SPECDEC_LANE_COMPARE(F16, <)
+SPECDEC_LANE_COMPARE(F16, <=)
+SPECDEC_LANE_COMPARE(F16, >)
+SPECDEC_LANE_COMPARE(F16, >=)
+SPECDEC_LANE_COMPARE(F16, ==)
+SPECDEC_LANE_COMPARE(F16, !=)
+SPECDEC_LANE_COMPARE(I16, <)
+SPECDEC_LANE_COMPARE(I16, >)
+SPECDEC_LANE_COMPARE(I16, ==)
+#undef SPECDEC_LANE_COMPARE
+
+static inline F16 broadcast(float value) {
+  F16 r;
+  SPECDEC_EACH_PART r.part[part_] = value - VecF{};
+  return r;
+}
+
+static inline I16 broadcast_int(int32_t value) {
+  I16 r;
+  SPECDEC_EACH_PART r.part[part_] = value - VecI{};
+  return r;
+}
+
+static inline U16 broadcast_uint(uint32_t value) {
+  U16 r;
+  SPECDEC_EACH_PART r.part[part_] = value - VecU{};
+  return r;
+}
+
+// Bits of one lane type seen as another.
+template <class To, class From>
+static inline To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// mask ? a : b, lane by lane; the mask's lanes are 0 or -1.
+static inline F16 select(const I16& mask, const F16& a, const F16& b) {
+  F16 r;
+  SPECDEC_EACH_PART r.part[part_] = mask.part[part_] ? a.part[part_] : b.part[part_];
+  return r;
+}
+
+static inline F16 max(const F16& a, const F16& b) {
+  F16 r;
+  SPECDEC_EACH_PART r.part[part_] = a.part[part_] > b.part[part_] ? a.part[part_] : b.part[part_];
+  return r;
+}
+
+static inline F16 load(const float* from) {
+  F16 r;
+  std::memcpy(&r, from, sizeof(r));
+  return r;
+}
+
+static inline void store(float* to, const F16& lanes) { std::memcpy(to, &lanes, sizeof(lanes)); }
+
+// Widened exactly to float: the bits of a bfloat16 are the upper half of a float's.
+static inline F16 load_bfloat16(const uint16_t* from) {
+  U16 r;
+  SPECDEC_EACH_PART {
+    VecU16 half;
+    std::memcpy(&half, from + part_ * kVectorLanes, sizeof(half));
+    r.part[part_] = __builtin_convertvector(half, VecU) << 16;
+  }
+  return bits_as<F16>(r);
+}
+
+// Widened exactly to float: the exponent is rebased by a product with 2^112, which also scales subnormals; infinity and
+// NaN (exponent 31) get the exponent of their float kind.
+static inline F16 load_float16(const uint16_t* from) {
+  F16 r;
+  SPECDEC_EACH_PART {
+    VecU16 half;
+    std::memcpy(&half, from + part_ * kVectorLanes, sizeof(half));
+    const VecU bits = __builtin_convertvector(half, VecU);
+    const VecU magnitude = (bits & 0x7fffu) << 13;
+    VecF value;
+    std::memcpy(&value, &magnitude, sizeof(value));
+    value *= 0x1p112f;
+    VecU out;
+    std::memcpy(&out, &value, sizeof(out));
+    const VecI special = (VecI)(magnitude >= 0x0f800000u);
+    out |= (VecU)special & 0x7f800000u;
+    out |= (bits & 0x8000u) << 16;
+    std::memcpy(&r.part[part_], &out, sizeof(out));
+  }
+  return r;
+}
+
+// True where any lane of the mask is set.
+static inline bool any(const I16& mask) {
+  VecI seen = mask.part[0];
+  for (int part = 1; part < kParts; ++part) seen |= mask.part[part];
+  int64_t words[SPECDEC_VECTOR_BYTES / 8];
+  std::memcpy(words, &seen, sizeof(words));
+  int64_t all = 0;
+  for (const int64_t word : words) all |= word;
+  return all != 0;
+}
+
+// Lanes added pairwise at distance 8, 4, 2, 1: one order on every machine.
+static inline float sum(const F16& lanes) {
+  float v[kLanes];
+  store(v, lanes);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  }
+  return v[0];
+}
+
+static inline float max_lane(const F16& lanes) {
+  float v[kLanes];
+  store(v, lanes);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
+  }
+  return v[0];
+}
+
+SPECDEC_ISA_END

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/tree.h"
+
+#include "../binding/checks.h"
+#include "../binding/register.h"
+
+namespace specdec::cpu {
+namespace {
+
+int32_t* contiguous_int32(const Arguments& arguments, const char* name, const Tensor& tensor, int64_t size) {
+  const Strided<int32_t> view = arguments.vector<int32_t>(name, tensor, size);
+  SPECDEC_CHECK(size <= 1 || view.stride == 1, arguments.op(), ": ", name, " must be contiguous, got stride ",
+                view.stride);
+  return view.data;
+}
+
+void tree_from_chains(const Tensor& chains, const OptionalTensor& lengths, const Tensor& cu_nodes, const Tensor& tokens,
+                      const Tensor& parents, const Tensor& depths, const Tensor& ends, const Tensor& status) {
+  const Arguments arguments("tree.from_chains", Device::cpu);
+  arguments.check_rank("tokens", chains, 2);
+  const int64_t batch = chains.size(0), width = chains.size(1), count = batch * width;
+  FromChainsParams p;
+  p.chains = chains.data_ptr();
+  p.wide = arguments.is_wide("tokens", chains);
+  p.row_stride = chains.stride(0);
+  p.column_stride = chains.stride(1);
+  p.batch = batch;
+  p.width = width;
+  p.lengths = arguments.index("lengths", lengths, batch);
+  p.cu_nodes = contiguous_int32(arguments, "out.cu_nodes", cu_nodes, batch + 1);
+  p.tokens = arguments.index_out("out.tokens", tokens, count);
+  p.parents = contiguous_int32(arguments, "out.parents", parents, count);
+  p.depths = contiguous_int32(arguments, "out.depths", depths, count);
+  p.ends = contiguous_int32(arguments, "out.ends", ends, count);
+  p.status = contiguous_int32(arguments, "out.status", status, batch);
+  SPECDEC_DISPATCH(from_chains, p);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(specdec, CPU, library) { SPECDEC_IMPL(library, tree_from_chains, tree_from_chains); }
+
+}  // namespace specdec::cpu

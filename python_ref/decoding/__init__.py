@@ -1,0 +1,20 @@
+"""The reference decoder: plain and speculative decoding with a paged cache, and ops that it is given."""
+
+from .attention import Group, PagedAttention
+from .batch import Batch
+from .cache import PagedCache
+from .decoder import Decoder, generate
+from .request import Output, Request
+from .statistics import Statistics
+
+__all__ = [
+    "Batch",
+    "Decoder",
+    "Group",
+    "Output",
+    "PagedAttention",
+    "PagedCache",
+    "Request",
+    "Statistics",
+    "generate",
+]

@@ -1,0 +1,222 @@
+"""The decoder: requests come in, wait for a row, are prefilled, decoded together, and leave when they are done.
+
+One class serves plain and speculative decoding; they differ in the step alone (``autoregressive.py``,
+``speculative.py``), so that they share model, cache, attention and linear layers, and the comparison between them
+is fair.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import autoregressive, speculative
+from .batch import Batch, Step
+from .cache import PagedCache
+from .prefill import prefill
+from .request import Output, Request
+from .statistics import Statistics, Stopwatch
+
+if TYPE_CHECKING:
+    from ..drafters.protocol import Drafter
+    from ..models import Transformer
+
+LOGPROBS = (None, "processed", "raw")
+
+
+class Decoder:
+    """Generates text with a model, and with a drafter if there is one.
+
+    The token at absolute position ``p`` of a request is drawn with the counters of position ``p`` and the request's
+    seed, by ``ops.sample.sample`` or ``ops.verify.match`` alike: with a row-invariant linear layer
+    (``model.use_linear``) the text is the same whatever the drafter, the number of drafts, the other requests, the
+    pages and the chunks.
+
+    Attributes:
+        statistics: of the run in progress, or of the last one.
+        batch: the requests being decoded; drafters see it.
+        cache: keys and values of the target; every page is free between runs.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        ops: Any,
+        drafter: Drafter | None = None,
+        rule: str = "match",
+        num_draft: int = 4,
+        max_batch: int = 8,
+        page_size: int = 16,
+        prefill_chunk: int = 32,
+        logprobs: str | None = None,
+    ) -> None:
+        """Make a decoder.
+
+        Args:
+            model: the target, on the device where it shall run.
+            ops: the package of the ops, ``python_ref.ops`` or ``specdec_kernels``.
+            drafter: guesses; None: plain decoding.
+            rule: how drafts are verified. ``"match"``: text identical to plain decoding; ``"greedy"``: the argmax,
+                for temperature 0; ``"rejection"``: by the ratio of the laws, which accepts the most of sampled
+                drafts, and keeps the law but not the text.
+            num_draft: most drafts per request and step.
+            max_batch: most requests decoded together; others wait.
+            page_size: tokens per page of the cache.
+            prefill_chunk: prompt tokens per pass.
+            logprobs: ``"processed"`` (of the law that is sampled) or ``"raw"`` (of the model's own) for every token.
+
+        Raises:
+            ValueError: if an argument is out of range.
+        """
+        if rule not in speculative.RULES:
+            raise ValueError(f"Decoder: rule must be one of {', '.join(speculative.RULES)}, got {rule!r}")
+        if logprobs not in LOGPROBS:
+            known = ", ".join(map(repr, LOGPROBS))
+            raise ValueError(f"Decoder: logprobs must be one of {known}, got {logprobs!r}")
+        if num_draft < 0:
+            raise ValueError(f"Decoder: num_draft must be at least 0, got {num_draft}")
+        for name, value in (("max_batch", max_batch), ("prefill_chunk", prefill_chunk)):
+            if value < 1:
+                raise ValueError(f"Decoder: {name} must be at least 1, got {value}")
+        self.model, self.ops, self.drafter = model, ops, drafter
+        self.rule = rule if drafter is not None else "match"  # of a chain without drafts: plain decoding
+        self.num_draft, self.max_batch, self.prefill_chunk = num_draft, max_batch, prefill_chunk
+        self.logprobs = logprobs
+        self.max_positions = model.config.max_positions
+        weight = model.model.embed_tokens.weight
+        self.device = weight.device
+        self.cache = PagedCache(model.config, max_batch, page_size=page_size, dtype=weight.dtype, device=weight.device)
+        self.statistics = Statistics()
+        self.batch = Batch(0, ops, self.device)
+        self._outputs: list[Output] = []
+        self._owners: list[int] = []
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        """Continue every request; the outputs come in the order of the requests.
+
+        More requests than ``max_batch`` wait, and take the rows of those that finish. If a callback or the drafter
+        raises, the exception passes, and all pages are free again.
+
+        Raises:
+            ValueError: if a prompt holds a token that is not of the vocabulary or leaves no position for a new one,
+                or if the rule is ``greedy`` and a temperature is not 0.
+        """
+        for request in requests:
+            self._check(request)
+        with torch.inference_mode():
+            return self._run(requests)
+
+    def remaining(self, row: int) -> int:
+        """Tokens that the request of a row may still get; 0 for an idle row."""
+        request = self.batch.requests[row]
+        if request is None:
+            return 0
+        limit = min(len(request.prompt) + request.max_new_tokens, self.max_positions)
+        return limit - len(self.batch.texts[row])
+
+    def _check(self, request: Request) -> None:
+        vocab = self.model.config.vocab_size
+        if len(request.prompt) >= self.max_positions:
+            raise ValueError(
+                f"generate: prompt must have fewer than {self.max_positions} tokens, got {len(request.prompt)}"
+            )
+        for token in request.prompt:
+            if not 0 <= token < vocab:
+                raise ValueError(f"generate: prompt must hold tokens from 0 to {vocab - 1}, got {token}")
+        if self.rule == "greedy" and request.temperature != 0:
+            raise ValueError(f"generate: temperature must be 0 under the rule 'greedy', got {request.temperature}")
+
+    def _run(self, requests: Sequence[Request]) -> list[Output]:
+        self.statistics = statistics = Statistics()
+        self.batch = batch = Batch(min(self.max_batch, len(requests)), self.ops, self.device)
+        self._outputs = [Output(logprobs=None if self.logprobs is None else []) for _ in requests]
+        self._owners = [-1] * batch.size
+        waiting = deque(enumerate(requests))
+        total, clock = Stopwatch(self.device), Stopwatch(self.device)
+        try:
+            while waiting or batch.live:
+                if waiting and None in batch.requests:
+                    self._admit(waiting)
+                    statistics.prefill_seconds += clock.lap()
+                self._step(clock)
+        finally:
+            for row in batch.live:
+                self._release(row)
+            if self.drafter is not None:
+                self.drafter.observe(batch, [0] * batch.size)
+        statistics.total_seconds = total.lap()
+        return self._outputs
+
+    def _admit(self, waiting: deque[tuple[int, Request]]) -> None:
+        """Give idle rows to waiting requests, and prefill these."""
+        for row in range(self.batch.size):
+            if self.batch.requests[row] is None and waiting:
+                self._owners[row], request = waiting.popleft()
+                self.batch.join(row, request)
+                prefill(self.model, self.cache, row, request.prompt[:-1], 0, self.prefill_chunk)
+                self.statistics.prompt_tokens += len(request.prompt)
+        if self.drafter is not None:
+            self.drafter.observe(self.batch, [0] * self.batch.size)
+
+    def _step(self, clock: Stopwatch) -> None:
+        """One step of all live requests, up to the tokens in their texts."""
+        live = self.batch.live
+        if self.drafter is None and self.logprobs is None:
+            step = autoregressive.step(self, clock)
+        else:
+            step = speculative.step(self, clock)
+        self.statistics.steps += 1
+        self.statistics.request_steps += len(live)
+        committed = [0] * self.batch.size
+        for row in live:
+            committed[row] = self._commit(row, step)
+        clock.lap()
+        if self.drafter is not None:
+            self.drafter.observe(self.batch, committed)
+            self.statistics.draft_seconds += clock.lap()
+
+    def _commit(self, row: int, step: Step) -> int:
+        """Append the new tokens of a request up to its end, and retire it there; how many were appended."""
+        request, output = self.batch.requests[row], self._outputs[self._owners[row]]
+        assert request is not None
+        stops = request.stop_tokens
+        stops = self.model.config.stop_tokens if stops is None else stops
+        kept: list[int] = []
+        for token in step.tokens[row]:
+            if token < 0:
+                output.finish_reason = "dead_end"
+                break
+            kept.append(token)
+            if token in stops:
+                output.finish_reason = "stop"
+                break
+        self.batch.texts[row] += kept
+        if not output.finish_reason and self.remaining(row) == 0:
+            output.finish_reason = "length"
+        output.tokens += kept
+        output.steps += 1
+        if step.logprobs is not None and output.logprobs is not None:
+            output.logprobs += step.logprobs[row][: len(kept)]
+        accepted = min(len(step.tokens[row]) - 1, len(kept))  # the rest is the target's own token
+        self.statistics.count_drafts(step.drafted[row], accepted)
+        self.statistics.new_tokens += len(kept)
+        if output.finish_reason:
+            self._release(row)
+            self.statistics.requests += 1
+        if request.on_tokens is not None and kept:
+            request.on_tokens(kept)
+        return len(kept)
+
+    def _release(self, row: int) -> None:
+        self.batch.leave(row)
+        self.cache.release(row)
+
+
+def generate(model: Transformer, requests: Sequence[Request], **options: Any) -> tuple[list[Output], Statistics]:
+    """Continue every request, and say what it cost; ``options`` are those of :class:`Decoder`."""
+    decoder = Decoder(model, **options)
+    return decoder.generate(requests), decoder.statistics

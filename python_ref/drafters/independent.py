@@ -1,0 +1,176 @@
+"""A smaller model of the same tokenizer, decoding ahead of the target (Leviathan et al. 2023, arXiv 2211.17192)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..decoding.attention import Group, PagedAttention
+from ..decoding.batch import Batch
+from ..decoding.cache import PagedCache
+from ..decoding.prefill import prefill
+from .protocol import Proposal
+
+if TYPE_CHECKING:
+    from ..models import Transformer
+
+
+class IndependentDrafter:
+    """Drafts with a language model that has a cache of its own.
+
+    How a draft is chosen depends on the rule that will judge it: under ``match`` with the target's own noise (a
+    coupled draw, equal to the target's whenever the two laws are close), under ``rejection`` with noise of its own
+    and handed over with its law, under ``greedy`` the best. Sampling settings are the request's.
+
+    Of a text of ``n`` tokens the cache holds at most ``n - 1``. After a step it holds also drafts that were
+    rejected: these are forgotten, and the accepted ones stay.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        ops: Any,
+        *,
+        temperature: float | None = None,
+        page_size: int = 16,
+        prefill_chunk: int = 32,
+    ) -> None:
+        """Make a drafter.
+
+        Args:
+            model: a model with the target's vocabulary, on the target's device.
+            ops: the package of the ops, ``python_ref.ops`` or ``specdec_kernels``.
+            temperature: of the drafts; None: that of each request. 0: always the best token, deterministic.
+            page_size: tokens per page of its cache.
+            prefill_chunk: prompt tokens per pass.
+
+        Raises:
+            ValueError: if the temperature is negative.
+        """
+        if temperature is not None and not temperature >= 0:
+            raise ValueError(f"IndependentDrafter: temperature must be at least 0, got {temperature}")
+        self.model, self.ops, self.temperature = model, ops, temperature
+        self.page_size, self.prefill_chunk = page_size, prefill_chunk
+        self.cache: PagedCache | None = None
+        self._serials: list[int] = []
+        self._known: list[int] = []  # tokens of the row's text that are in the cache
+
+    def propose(self, batch: Batch, limits: Sequence[int], rule: str) -> Proposal:
+        """Decode up to ``limits`` tokens ahead, all requests together."""
+        cache = self._follow(batch)
+        space = self.model.config.max_positions
+        counts = [
+            min(limit, max(space - len(text) + 1, 0)) if limit else 0
+            for limit, text in zip(limits, batch.texts, strict=True)
+        ]
+        depth = max(counts)
+        tokens = torch.full((batch.size, depth), -1, dtype=torch.int64, device=batch.device)
+        rows = torch.full_like(tokens, -1)
+        sampling = self._sampling(batch, rule)
+        laws: list[Tensor] = []
+        drawn = 0
+        for i in range(depth):
+            live = [row for row, count in enumerate(counts) if count > i]
+            where = torch.tensor(live, device=batch.device)
+            if i == 0:
+                logits = self._catch_up(cache, batch, live)
+            else:
+                logits = self._advance(cache, batch, live, tokens[where, i - 1], i)
+            positions = [len(batch.texts[row]) + i for row in live]
+            depths = torch.full_like(where, i)
+            drafts = self.ops.sample.draft(
+                logits,
+                sampling,
+                torch.tensor(positions, device=batch.device),
+                num=1,
+                replacement=True,  # of one draft: the same law, and one block less to race
+                requests=where,
+                depths=depths,
+                nodes=depths,  # a chain: node i has depth i
+                coupled=rule == "match",
+            )
+            tokens[where, i] = drafts[:, 0]
+            if rule == "rejection":
+                laws.append(logits)
+                rows[where, i] = torch.arange(drawn, drawn + len(live), device=batch.device)
+                drawn += len(live)
+        if not laws:
+            return Proposal(tokens, counts)
+        return Proposal(tokens, counts, torch.cat(laws), rows, sampling)
+
+    def observe(self, batch: Batch, committed: Sequence[int]) -> None:
+        """Forget rejected drafts and finished requests; read the prompts of new ones."""
+        cache = self._follow(batch)
+        for row in batch.live:
+            text = batch.texts[row]
+            self._known[row] = min(self._known[row], len(text) - 1)
+            if self._known[row] == 0:
+                self._read(cache, batch, row, len(text) - 1)
+
+    def _follow(self, batch: Batch) -> PagedCache:
+        """The cache, with the rows of requests that have left given back."""
+        if self.cache is None or self.cache.rows < batch.size:
+            weight = self.model.model.embed_tokens.weight
+            self.cache = PagedCache(
+                self.model.config,
+                max(batch.size, 1),
+                page_size=self.page_size,
+                dtype=weight.dtype,
+                device=weight.device,
+            )
+            self._serials = [-1] * self.cache.rows
+            self._known = [0] * self.cache.rows
+        idle = [-1] * (self.cache.rows - batch.size)
+        for row, serial in enumerate(batch.serials + idle):
+            if self._serials[row] != serial:
+                self.cache.release(row)
+                self._serials[row], self._known[row] = serial, 0
+        return self.cache
+
+    def _sampling(self, batch: Batch, rule: str) -> Any:
+        temperature = 0.0 if rule == "greedy" else self.temperature
+        if temperature is None:
+            return batch.sampling
+        same = torch.full_like(batch.sampling.temperature, temperature)
+        return batch.sampling._replace(temperature=same)
+
+    def _read(self, cache: PagedCache, batch: Batch, row: int, length: int) -> None:
+        """Bring the first ``length`` tokens of a text into the cache, as far as the model has positions."""
+        known, length = self._known[row], min(length, self.model.config.max_positions)
+        if known < length:
+            unread = batch.texts[row][known:length]
+            prefill(self.model, cache, row, unread, known, self.prefill_chunk)
+            self._known[row] = length
+
+    def _catch_up(self, cache: PagedCache, batch: Batch, live: list[int]) -> Tensor:
+        """Logits behind the root of each request, after whatever of its text is not in the cache yet."""
+        groups, tokens, positions, last = [], [], [], []
+        for row in live:
+            text = batch.texts[row]
+            if len(text) - self._known[row] > self.prefill_chunk:
+                self._read(cache, batch, row, len(text) - 1)
+            known = self._known[row]
+            groups.append(Group.chain(row, known, len(text) - known))
+            tokens += text[known:]
+            positions += range(known, len(text))
+            last.append(len(tokens) - 1)
+            self._known[row] = len(text)
+        device = batch.device
+        attend = PagedAttention(cache, groups)
+        hidden = self.model(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), attend)
+        if len(last) < len(tokens):
+            hidden = hidden[torch.tensor(last, device=device)]
+        return self.model.logits(hidden)
+
+    def _advance(self, cache: PagedCache, batch: Batch, live: list[int], tokens: Tensor, step: int) -> Tensor:
+        """Logits behind the draft that each request got last, the ``step``-th."""
+        positions = [len(batch.texts[row]) + step - 1 for row in live]
+        groups = [Group(row, at, (1,)) for row, at in zip(live, positions, strict=True)]
+        for row in live:
+            self._known[row] += 1
+        at = torch.tensor(positions, device=batch.device)
+        hidden = self.model(tokens.clamp(min=0), at, PagedAttention(cache, groups))
+        return self.model.logits(hidden)

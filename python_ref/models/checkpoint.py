@@ -1,0 +1,160 @@
+"""Checkpoints in Hugging Face layout: ``config.json``, ``*.safetensors``, ``tokenizer.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from .config import ModelConfig, stop_tokens
+from .transformer import Transformer
+
+_INDEX = "model.safetensors.index.json"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def load_config(directory: str | Path) -> ModelConfig:
+    """Read ``config.json``, and the stop tokens of ``generation_config.json`` where it exists.
+
+    Raises:
+        FileNotFoundError: if there is no ``config.json``.
+        ValueError: if it describes a model that is not implemented.
+    """
+    directory = Path(directory)
+    config = ModelConfig.from_dict(_read_json(directory / "config.json"))
+    generation = directory / "generation_config.json"
+    if generation.is_file():
+        ids = dict.fromkeys((*config.stop_tokens, *stop_tokens(_read_json(generation))))
+        config = dataclasses.replace(config, stop_tokens=tuple(ids))
+    return config
+
+
+def load_model(
+    directory: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Transformer:
+    """Load a Llama, Qwen2 or Qwen3 checkpoint for inference.
+
+    Args:
+        directory: a folder in Hugging Face layout, with one safetensors file or an index of shards.
+        dtype: float32, bfloat16 or float16; None: that of the checkpoint.
+        device: where the weights go.
+
+    Returns:
+        The model in evaluation mode, without gradients.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: for an unknown architecture, a missing, superfluous or misshapen tensor, a
+            damaged file, or a device or dtype that cannot be served.
+    """
+    directory, device = Path(directory), torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"load_model: device must be available, got {device}")
+    if dtype not in (None, *_DTYPES):
+        raise ValueError(f"load_model: dtype must be float32, bfloat16 or float16, got {dtype}")
+    config = load_config(directory)
+    with torch.device("meta"):
+        model = Transformer(config)
+    names = {name for name, _ in model.named_parameters()}
+    weights = _read_weights(directory, device)
+    if config.tied:
+        weights.pop("lm_head.weight", None)
+    _check_names(directory, names, weights)
+    dtype = dtype or weights["model.embed_tokens.weight"].dtype
+    if dtype not in _DTYPES:
+        raise ValueError(f"{directory}: weights must be float32, bfloat16 or float16, got {dtype}")
+    for name, parameter in model.named_parameters():
+        wanted, actual = list(parameter.shape), list(weights[name].shape)
+        if wanted != actual:
+            raise ValueError(f"{directory}: {name} must have shape {wanted}, got {actual}")
+        weights[name] = weights[name].to(dtype)
+    model.load_state_dict(weights, strict=False, assign=True)
+    if config.tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model.eval().requires_grad_(False)
+
+
+def save_model(model: Transformer, raw_config: dict[str, Any], directory: str | Path, dtype: torch.dtype) -> None:
+    """Write ``config.json`` and ``model.safetensors`` with weights in ``dtype``; a tied head once.
+
+    Args:
+        model: the weights, on any device.
+        raw_config: the content of ``config.json``.
+        directory: made if it does not exist.
+        dtype: float32, bfloat16 or float16.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {n: p.detach().to("cpu", dtype).contiguous() for n, p in model.named_parameters()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(raw_config, indent=2) + "\n")
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """The tokenizer of ``tokenizer.json``.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is damaged.
+    """
+    path = Path(directory) / "tokenizer.json"
+    _require_file(path)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} must be a tokenizer of `tokenizers`, got: {error}") from None
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} must exist in {path.parent}, got no such file")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    _require_file(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be JSON, got: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object, got {type(content).__name__}")
+    return content
+
+
+def _shards(directory: Path) -> list[Path]:
+    index = directory / _INDEX
+    if not index.is_file():
+        return [directory / "model.safetensors"]
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} must hold a weight_map, got {places!r}")
+    return [directory / name for name in sorted(set(places.values()))]
+
+
+def _read_weights(directory: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    for shard in _shards(directory):
+        _require_file(shard)
+        try:
+            with safe_open(shard, framework="pt", device=str(device)) as file:
+                weights.update((name, file.get_tensor(name)) for name in list(file.keys()))
+        except SafetensorError as error:
+            raise ValueError(f"{shard} must be a safetensors file, got: {error}") from None
+    # Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
+    return {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
+
+
+def _check_names(directory: Path, wanted: set[str], weights: dict[str, torch.Tensor]) -> None:
+    for name in sorted(wanted - set(weights)):
+        raise ValueError(f"{directory}: the checkpoint must hold {name}, got no such tensor")
+    for name in sorted(set(weights) - wanted):
+        raise ValueError(f"{directory}: the checkpoint must hold known tensors only, got {name}")

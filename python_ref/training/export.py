@@ -1,0 +1,116 @@
+"""From a finished training to the files that ship: weights, tokenizer, prompts, licence, and a card with figures."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ..models import Transformer, load_model, load_tokenizer
+from . import corpus
+from .data import Encoded
+from .evaluate import bits_per_byte, tokens_per_step
+from .recipes import CONTEXT, RECIPES, Recipe
+from .tokenizer import END_OF_TEXT
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_TEMPLATES = Path(__file__).resolve().parent / "cards"
+_DRAFTS = 4
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompts: list[dict[str, Any]]) -> list[Tensor]:
+    """The tokens of each prompt, int64 ``[P]``."""
+    return [torch.tensor(tokenizer.encode(prompt["prompt"]).ids) for prompt in prompts]
+
+
+def prompt_files(tokenizer: Tokenizer, prompts: list[dict[str, Any]]) -> list[tuple[Tensor, int]]:
+    """The prompts in the form of held-out files: tokens after an end-of-text, and the length in bytes."""
+    end = torch.tensor([tokenizer.token_to_id(END_OF_TEXT)])
+    tokens = prompt_tokens(tokenizer, prompts)
+    sizes = [len(prompt["prompt"].encode()) for prompt in prompts]
+    return [(torch.cat((end, ids)), size) for ids, size in zip(tokens, sizes, strict=True)]
+
+
+def prompt_batch(tokenizer: Tokenizer, prompts: list[dict[str, Any]]) -> Tensor:
+    """The prompts cut to the length of the shortest, int64 ``[B, P]``."""
+    tokens = prompt_tokens(tokenizer, prompts)
+    shortest = min(map(len, tokens))
+    return torch.stack([ids[:shortest] for ids in tokens])
+
+
+def evaluate(recipe: Recipe, data: Encoded, assets: Path, device: str) -> dict[str, float]:
+    """Scores of a shipped model: bits per byte of the held-out files and of the prompts; tokens per step of a drafter.
+
+    Weights are those of the 16-bit file, arithmetic is float32.
+    """
+    prompts = json.loads((assets / "prompts.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(assets / recipe.name)
+    model = load_model(assets / recipe.name, dtype=torch.float32, device=device)
+    scores = {
+        "held_out_bits_per_byte": bits_per_byte(model, data.held_out, CONTEXT),
+        "prompts_bits_per_byte": bits_per_byte(model, prompt_files(tokenizer, prompts), CONTEXT),
+    }
+    if recipe.teacher:
+        target = load_model(assets / recipe.teacher, dtype=torch.float32, device=device)
+        batch = prompt_batch(tokenizer, prompts)
+        for label, temperature in (("0", 0.0), ("0.8", 0.8)):
+            score = tokens_per_step(target, model, batch, temperature=temperature, drafts=_DRAFTS)
+            scores[f"tokens_per_step_at_{label}"] = score
+    return {name: round(score, 3) for name, score in scores.items()}
+
+
+def export(recipe: Recipe, folder: Path, assets: Path, data: Encoded, device: str) -> dict[str, float]:
+    """Write the files of one model and what all models share; returns the scores on its card."""
+    place = assets / recipe.name
+    place.mkdir(parents=True, exist_ok=True)
+    for file in sorted((folder / recipe.name / "export").iterdir()):
+        shutil.copy(file, place / file.name)
+    shutil.copy(folder / "tokenizer.json", place / "tokenizer.json")
+    train, held_out = corpus.read()
+    prompts = json.dumps(corpus.prompts(held_out), indent=1, ensure_ascii=False)
+    (assets / "prompts.json").write_text(prompts + "\n", encoding="utf-8")
+    shutil.copy(Path(sysconfig.get_paths()["stdlib"]) / "LICENSE.txt", assets / "LICENSE-PSF.txt")
+    scores = evaluate(recipe, data, assets, device)
+    model = load_model(place, dtype=torch.float32)
+    facts = _facts(recipe, folder, data, model, train, held_out) | scores
+    card = (_TEMPLATES / f"{recipe.name}.md").read_text(encoding="utf-8")
+    (place / "README.md").write_text(card.format_map(facts), encoding="utf-8")
+    return scores
+
+
+def _facts(
+    recipe: Recipe,
+    folder: Path,
+    data: Encoded,
+    model: Transformer,
+    train: list[corpus.SourceFile],
+    held_out: list[corpus.SourceFile],
+) -> dict[str, Any]:
+    """What the cards say of recipe and data."""
+    lines = (folder / recipe.name / "log.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    seconds = sum(record.get("seconds", 0) for record in records)
+    return {
+        **vars(recipe),
+        "steps": recipe.steps,
+        "context": CONTEXT,
+        "drafts": _DRAFTS,
+        "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
+        "python": platform.python_version(),
+        "fingerprint": corpus.fingerprint(train + held_out),
+        "train_files": len(train),
+        "train_bytes": f"{sum(len(f.text.encode()) for f in train) / 1e6:.2f}",
+        "train_tokens": f"{len(data.stream) / 1e6:.2f}",
+        "held_out_files": len(held_out),
+        "held_out_bytes": f"{sum(len(f.text.encode()) for f in held_out) / 1e6:.2f}",
+        "epochs": f"{recipe.tokens / (len(data.stream) + recipe.generated):.1f}",
+        "minutes": round(seconds / 60),
+        "names": ", ".join(f"`{name}`" for name in RECIPES),
+    }

@@ -1,0 +1,98 @@
+"""The recipes of the shipped models: shapes, budgets, optimiser settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+VOCAB_SIZE = 2048
+CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model of the Qwen3 family.
+
+    ``tokens`` is the whole budget, so that the schedule does not know the clock. The learning rate rises over 100
+    steps, is flat, and falls linearly to zero over the last ``decay`` of the steps. Windows have ``window`` tokens, and
+    ``CONTEXT`` in the last ``long`` of the steps; a step has ``step_tokens`` always.
+
+    With a ``teacher`` the loss is mostly the cross-entropy against the teacher's law, and the data are the corpus and
+    ``generated`` tokens that the teacher wrote.
+    """
+
+    name: str
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate_size: int
+    tokens: int
+    head_dim: int = 64
+    step_tokens: int = 4096
+    window: int = 256
+    long: float = 0.3
+    decay: float = 0.5
+    matrix_rate: float = 0.02
+    other_rate: float = 3e-3
+    matrix_decay: float = 0.05
+    teacher: str | None = None
+    generated: int = 0
+    vocab_size: int = VOCAB_SIZE
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole budget."""
+        return self.tokens // self.step_tokens
+
+    def rate(self, step: int) -> float:
+        """The factor on the learning rates at ``step``."""
+        return min(1.0, (step + 1) / 100, (1 - step / self.steps) / self.decay)
+
+    def window_at(self, step: int) -> int:
+        """Tokens per window at ``step``."""
+        return CONTEXT if step >= (1 - self.long) * self.steps else self.window
+
+    def config(self) -> dict[str, Any]:
+        """The ``config.json`` of the model."""
+        return {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "rope_scaling": None,
+            "max_position_embeddings": CONTEXT,
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+            "use_sliding_window": False,
+            "bos_token_id": None,
+            "eos_token_id": 0,
+            "torch_dtype": "float16",
+        }
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("pystdlib-target", 256, 8, 4, 2, 768, tokens=8_000_000),
+        Recipe(
+            "pystdlib-draft",
+            192,
+            2,
+            3,
+            1,
+            576,
+            tokens=8_000_000,
+            teacher="pystdlib-target",
+            generated=600_000,
+        ),
+    )
+}

@@ -1,0 +1,126 @@
+"""Which backend computes an op: argument, ``use_backend``, ``SPECDEC_BACKEND``, or automatic.
+Nothing falls back silently."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from . import _library
+from ._schema import BY_NAME, OPS
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+_AUTOMATIC = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+
+
+class BackendUnavailableError(RuntimeError):
+    """An explicitly chosen backend cannot serve the call; the message says why."""
+
+
+def _check_name(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+_environment: str | None = os.environ.get("SPECDEC_BACKEND") or None
+if _environment is not None and _environment not in BACKENDS:
+    raise ValueError(f"SPECDEC_BACKEND must be one of {', '.join(BACKENDS)}, got {_environment!r}")
+_override: list[str] = []
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Choose the backend of all ops called inside the ``with`` block, on every thread of the
+    process.
+
+    A ``backend=`` argument has precedence; ``SPECDEC_BACKEND``, read when the package is imported,
+    has not. The blocks nest.
+
+    Raises:
+        ValueError: if there is no backend of that name.
+    """
+    _override.append(_check_name(backend))
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def _why_not(op: str, backend: str) -> str | None:
+    """None if this installation can serve the op on the backend, else the reason."""
+    if backend not in BY_NAME[op].backends:
+        return "the op exists on " + ", ".join(BY_NAME[op].backends) + " only"
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        return "this version has no Triton kernels"
+    module, key = ("_C", "CPU") if backend == "cpu" else ("_C_cuda", "CUDA")
+    reason = _library.MODULES[module]
+    if reason is not None:
+        return f"module specdec_kernels.{module} is {reason}"
+    if not _library.has_kernel(op, key):
+        return f"module {module} has no kernel for it yet"
+    if backend == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device, or torch was built without CUDA"
+    return None
+
+
+_REASONS: dict[tuple[str, str], str | None] = {
+    (op.name, backend): _why_not(op.name, backend) for op in OPS for backend in BACKENDS
+}
+
+
+def available_backends(op: str) -> dict[str, str | None]:
+    """Each backend with None if it can serve the op here, else the reason why not.
+
+    Args:
+        op: name of the op, ``"<family>_<function>"``, such as ``"verify_match"``.
+
+    Raises:
+        ValueError: if there is no such op.
+    """
+    if op not in BY_NAME:
+        raise ValueError(f"available_backends: op must be one of {', '.join(BY_NAME)}, got {op!r}")
+    return {backend: _REASONS[op, backend] for backend in BACKENDS}
+
+
+def _unavailable(op: str, backend: str, reason: str) -> BackendUnavailableError:
+    public = op.replace("_", ".", 1)
+    return BackendUnavailableError(f"{public}: backend must be available, got {backend!r}: {reason}")
+
+
+def _choose(op: str, backend: str | None, device: str) -> str:
+    chosen = backend or (_override[-1] if _override else _environment)
+    if chosen is not None:
+        reason = _REASONS[op, _check_name(chosen)]
+        if reason is None and chosen in ("cpu", "cuda") and device != chosen:
+            reason = f"the tensors are on {device}"
+        if reason is not None:
+            raise _unavailable(op, chosen, reason)
+        return chosen
+    for candidate in _AUTOMATIC.get(device, ("reference",)):
+        if _REASONS[op, candidate] is None:
+            return candidate
+    raise _unavailable(op, "automatic", f"no backend serves tensors on {device}")
+
+
+def call(op: str, backend: str | None, device: torch.device, arguments: tuple[Any, ...]) -> None:
+    """Run an op with the arguments of its schema on the chosen backend."""
+    chosen = _choose(op, backend, device.type)
+    if chosen == "reference":
+        reference(op)(*arguments)
+    else:
+        _library.OVERLOADS[op](*arguments)
+
+
+def reference(op: str) -> Callable[..., None]:
+    """The oracle's function behind the arguments of the op's schema."""
+    from ._reference import adapt  # python_ref is imported when it is first needed
+
+    return adapt(op)

@@ -1,0 +1,201 @@
+"""Checks of public arguments, in the one grammar ``<op>: <argument> must <requirement>, got
+<actual>``.
+
+They look at shapes, dtypes and devices only, never at values: no check reads the device.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from ._schema import FILTER_ORDERS, LOGPROBS
+from .types import Sampling, Status, TokenTree, VerifyResult
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INDICES = (torch.int32, torch.int64)
+INT32 = (torch.int32,)
+INT64 = (torch.int64,)
+FLOAT32 = (torch.float32,)
+BOOL = (torch.bool,)
+
+DEBUG = os.environ.get("SPECDEC_DEBUG", "0") not in ("", "0")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    names = [_name(dtype) for dtype in dtypes]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
+
+
+def tensor(
+    op: str,
+    name: str,
+    value: Tensor,
+    shape: tuple[int | str, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device | None = None,
+) -> None:
+    """Check one tensor. A string in ``shape`` stands for any size and is its name in the message."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{op}: {name} must have dtype {_names(dtypes)}, got {_name(value.dtype)}")
+    actual = value.shape
+    fits = len(actual) == len(shape)
+    if fits:
+        for have, want in zip(actual, shape):  # noqa: B905 (same length; strict costs time)
+            if have != want and not isinstance(want, str):
+                fits = False
+    if not fits:
+        wanted = ", ".join(str(size) for size in shape)
+        raise ValueError(f"{op}: {name} must have shape [{wanted}], got {list(actual)}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{op}: {name} must be on {device}, got {value.device}")
+
+
+def rows(op: str, name: str, value: Tensor, shape: tuple[int | str, ...], device: torch.device | None) -> None:
+    """Check logits: float rows with unit stride in the last dimension and any row stride."""
+    tensor(op, name, value, shape, FLOATS, device)
+    if value.shape[1] > 1 and value.stride(1) != 1:
+        raise ValueError(f"{op}: {name} must have unit stride in the last dimension, got {value.stride(1)}")
+    if value.shape[1] < 1:
+        raise ValueError(f"{op}: {name} must have at least one column, got shape {list(value.shape)}")
+
+
+def integer(op: str, name: str, value: int, low: int, high: int | None = None) -> None:
+    """Check a host integer against its inclusive bounds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{op}: {name} must be {bounds}, got {value}")
+
+
+def choice(op: str, name: str, value: str | None, choices: tuple[str | None, ...]) -> int:
+    """Index of a host choice."""
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return choices.index(value)
+
+
+def token_tree(op: str, tree: TokenTree) -> tuple[int, int]:
+    """Check a tree; its number of requests and of rows."""
+    tokens = tree.tokens
+    tensor(op, "tree.tokens", tokens, ("T",), INDICES)
+    count = tokens.shape[0]
+    device = tokens.device
+    tensor(op, "tree.cu_nodes", tree.cu_nodes, ("B+1",), INT32, device)
+    if tree.cu_nodes.shape[0] < 1:
+        raise ValueError(f"{op}: tree.cu_nodes must have at least one element, got shape [0]")
+    tensor(op, "tree.parents", tree.parents, (count,), INT32, device)
+    tensor(op, "tree.depths", tree.depths, (count,), INT32, device)
+    tensor(op, "tree.ends", tree.ends, (count,), INT32, device)
+    integer(op, "tree.max_nodes", tree.max_nodes, 0)
+    integer(op, "tree.max_depth", tree.max_depth, 0)
+    return tree.cu_nodes.shape[0] - 1, count
+
+
+def sampling(op: str, name: str, value: Sampling, batch: int, device: torch.device, needs_seed: bool = True) -> int:
+    """Check sampling settings; the index of their filter order."""
+    tensor(op, f"{name}.temperature", value.temperature, (batch,), FLOAT32, device)
+    if value.top_k is not None:
+        tensor(op, f"{name}.top_k", value.top_k, (batch,), INT32, device)
+    if value.top_p is not None:
+        tensor(op, f"{name}.top_p", value.top_p, (batch,), FLOAT32, device)
+    if value.min_p is not None:
+        tensor(op, f"{name}.min_p", value.min_p, (batch,), FLOAT32, device)
+    if value.seed is not None:
+        tensor(op, f"{name}.seed", value.seed, (batch,), INT64, device)
+    elif needs_seed:
+        raise ValueError(f"{op}: {name}.seed must be given, got None")
+    return choice(op, f"{name}.filter_order", value.filter_order, FILTER_ORDERS)
+
+
+def law(
+    op: str,
+    allowed: Tensor | None,
+    allowed_rows: Tensor | None,
+    count: int,
+    vocab: int,
+    device: torch.device,
+) -> None:
+    """Check the bit mask of allowed tokens; ``count`` is the number of rows of ``allowed_rows``."""
+    if allowed is None:
+        if allowed_rows is not None:
+            raise ValueError(f"{op}: allowed must be given with allowed_rows, got None")
+        return
+    words = (vocab + 31) // 32
+    tensor(op, "allowed", allowed, ("rows", words), INT32, device)
+    if words > 1 and allowed.stride(1) != 1:
+        raise ValueError(f"{op}: allowed must have unit stride in the last dimension, got {allowed.stride(1)}")
+    if allowed_rows is not None:
+        tensor(op, "allowed_rows", allowed_rows, (count,), INDICES, device)
+    elif allowed.shape[0] < count:
+        raise ValueError(f"{op}: allowed must have at least {count} rows, got {allowed.shape[0]}")
+
+
+def node_rows(op: str, name: str, value: Tensor | None, logits_name: str, logits: Tensor, count: int) -> None:
+    """Check the map from nodes to rows of logits, or that there is a row for every node."""
+    if value is not None:
+        tensor(op, name, value, (count,), INDICES, logits.device)
+    elif logits.shape[0] < count:
+        raise ValueError(f"{op}: {logits_name} must have at least {count} rows, got {logits.shape[0]}")
+
+
+def batch_options(op: str, active: Tensor | None, max_tokens: Tensor | None, batch: int, device: torch.device) -> None:
+    """Check the per-request switches."""
+    if active is not None:
+        tensor(op, "active", active, (batch,), BOOL, device)
+    if max_tokens is not None:
+        tensor(op, "max_tokens", max_tokens, (batch,), INDICES, device)
+
+
+def new_result(op: str, tree: TokenTree, batch: int, logprobs: str | None, out: VerifyResult | None) -> VerifyResult:
+    """The result to write into: ``out`` after a check, or a new one."""
+    choice(op, "logprobs", logprobs, LOGPROBS)
+    device = tree.tokens.device
+    width = tree.max_depth + 1
+    if out is None:
+        wide = (batch, width)
+        with_logprobs = logprobs is not None
+        return VerifyResult(
+            torch.empty(wide, dtype=tree.tokens.dtype, device=device),
+            torch.empty((batch,), dtype=torch.int32, device=device),
+            torch.empty(wide, dtype=torch.int32, device=device),
+            torch.empty((batch,), dtype=torch.int32, device=device),
+            torch.empty(wide, dtype=torch.float32, device=device) if with_logprobs else None,
+            torch.empty(wide, dtype=torch.float32, device=device) if with_logprobs else None,
+        )
+    tensor(op, "out.tokens", out.tokens, (batch, width), (tree.tokens.dtype,), device)
+    tensor(op, "out.num_tokens", out.num_tokens, (batch,), INT32, device)
+    tensor(op, "out.path", out.path, (batch, width), INT32, device)
+    tensor(op, "out.status", out.status, (batch,), INT32, device)
+    for name, value in (("out.logprobs", out.logprobs), ("out.lse", out.lse)):
+        if logprobs is None:
+            continue
+        if value is None:
+            raise ValueError(f"{op}: {name} must be given with logprobs, got None")
+        tensor(op, name, value, (batch, width), FLOAT32, device)
+    if logprobs is None and (out.logprobs is not None or out.lse is not None):
+        out = out._replace(logprobs=None, lse=None)
+    return out
+
+
+def raise_on_bad_data(op: str, status: Tensor | None) -> None:
+    """With ``SPECDEC_DEBUG=1``: read ``status`` on the host and raise what would otherwise only be flagged."""
+    if not DEBUG or status is None:
+        return
+    for bit, text in (
+        (Status.NAN, "logits must not contain NaN"),
+        (Status.MALFORMED, "tree and row indices must be well-formed"),
+        (Status.PAGE_OUT_OF_RANGE, "block_table must hold page ids within range"),
+    ):
+        flagged = (status & bit).nonzero().flatten()
+        if flagged.numel():
+            raise ValueError(f"{op}: {text}, got status {bit} for requests {flagged.numpy(force=True)}")

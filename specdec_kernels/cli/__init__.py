@@ -1,0 +1,1 @@
+"""The command ``specdec``: one file per command, and what they share."""

@@ -1,0 +1,157 @@
+"""From names on the command line to models and drafters."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import python_ref
+import specdec_kernels as ops
+from python_ref.drafters import IndependentDrafter, NgramDrafter
+from python_ref.models import load_config, load_model, load_tokenizer
+
+from .errors import UserError, user_errors
+from .output import working
+
+ASSETS = Path(python_ref.__file__).parent / "assets"
+TARGET, DRAFT = "pystdlib-target", "pystdlib-draft"
+DRAFTERS = ("none", "ngram", "independent")
+_LIBRARY: Any = ops
+
+# Name on the command line -> dtype of activations and cache, dtype of the packed weights of the CPU's linear layers.
+_DTYPES = {
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "float16": (torch.float16, torch.float32),
+    "int8": (torch.float32, torch.int8),
+}
+DTYPES = tuple(_DTYPES)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to decode.
+
+    Attributes:
+        name: last part of its folder.
+        model: ``python_ref.models.Transformer``.
+        tokenizer: of ``tokenizers``.
+        parameters: number of weights, a tied head counted once.
+    """
+
+    name: str
+    directory: Path
+    model: Any
+    tokenizer: Any
+    parameters: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds to one."""
+        return list(self.tokenizer.encode(text).ids)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens, without special ones."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that came with the package."""
+    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+
+
+def find_model(option: str, value: str) -> Path:
+    """The folder of a model that is named by its path, or by its name if it is a shipped one.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if Path(value).is_dir():
+        return Path(value)
+    if (ASSETS / value / "config.json").is_file():
+        return ASSETS / value
+    names = ", ".join(shipped_models()) or "none"
+    raise UserError(f"{option} must name a folder with a model, or a shipped model ({names}), got {value!r}")
+
+
+def check_choice(option: str, value: str, known: tuple[str, ...]) -> str:
+    """``value``, if it is known.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if value not in known:
+        raise UserError(f"{option} must be one of {', '.join(known)}, got {value!r}")
+    return value
+
+
+def find_device(value: str) -> torch.device:
+    """A device that torch can use.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    kind, _, index = value.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise UserError(f"--device must be cpu, cuda or cuda:<number>, got {value!r}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device must be available, got {value!r}: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device(value)
+
+
+def find_backend(value: str | None) -> AbstractContextManager[None]:
+    """The block inside which all ops run on a backend; None: each on the best there is.
+
+    Raises:
+        UserError: if there is no backend of that name.
+    """
+    if value is None:
+        return nullcontext()
+    return ops.use_backend(check_choice("--backend", value, ops.BACKENDS))
+
+
+def load(directory: Path, dtype: str, device: torch.device) -> Loaded:
+    """Read a model and its tokenizer; on the CPU its linear layers become ``linear.skinny``.
+
+    Raises:
+        UserError: if a file is missing or damaged, or the model is of an unknown architecture.
+    """
+    activations, weights = _DTYPES[dtype]
+    if device.type != "cpu" and dtype == "int8":
+        raise UserError(f"--dtype must be float32, bfloat16 or float16 on {device.type}, got 'int8'")
+    with user_errors(), working(f"loading {directory.name}"):
+        load_config(directory)  # an unknown architecture is the clearest of all possible complaints
+        tokenizer = load_tokenizer(directory)
+        model = load_model(directory, dtype=activations, device=device)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        if device.type == "cpu":
+            model.use_linear(_LIBRARY.linear, weights)
+    return Loaded(directory.name, directory, model, tokenizer, parameters)
+
+
+def make_drafter(spec: str, target: Loaded, dtype: str) -> Any:
+    """The drafter of ``none``, ``ngram``, ``independent`` or ``independent:<model>``; None for plain decoding.
+
+    Raises:
+        UserError: if there is no such drafter, its model cannot be loaded, or it has another vocabulary.
+    """
+    kind, _, model = spec.partition(":")
+    if kind not in DRAFTERS or (model and kind != "independent"):
+        raise UserError(f"--drafter must be none, ngram, independent or independent:<model>, got {spec!r}")
+    if kind == "none":
+        return None
+    if kind == "ngram":
+        return NgramDrafter(_LIBRARY)
+    directory = find_model("--drafter independent", model or DRAFT)
+    draft = load(directory, dtype, target.model.model.embed_tokens.weight.device)
+    if draft.tokenizer.get_vocab() != target.tokenizer.get_vocab():
+        raise UserError(f"--drafter must have the vocabulary of {target.name}, got that of {draft.name}")
+    ours, theirs = draft.model.config.vocab_size, target.model.config.vocab_size
+    if ours != theirs:
+        raise UserError(f"--drafter must have logits for {theirs} tokens as {target.name}, got {ours} of {draft.name}")
+    return IndependentDrafter(draft.model, _LIBRARY)

@@ -1,0 +1,192 @@
+"""``specdec generate``: continue one prompt, or a file of them, with any model, drafter and rule."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from python_ref.decoding import Decoder, Output, Request, Statistics
+
+from . import engine
+from .batch import Prompt, read_batch
+from .engine import Loaded
+from .errors import UserError, user_errors
+from .output import JsonOption, check_json, progress, working, write_json, write_text
+from .text import TextStream
+
+RULES = ("match", "greedy", "rejection")
+
+
+def generate(
+    model: Annotated[
+        str, typer.Option(metavar="DIR|NAME", help="Folder in Hugging Face layout, or a shipped model.")
+    ] = engine.TARGET,
+    drafter: Annotated[str, typer.Option(metavar="none|ngram|independent[:DIR|NAME]", help="Who guesses.")] = "none",
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to continue.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the text to continue; - or none: standard input.")
+    ] = None,
+    batch_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Lines of JSON: {"prompt": TEXT}, with max_new_tokens, temperature, top_k, top_p, min_p and seed where a '
+            "line differs from the options. The results are lines of JSON on standard output.",
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Most tokens to add.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the best token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the K best tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the best tokens up to this mass; 1: all.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Keep tokens of at least this share of the best one's mass; 0: all.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    num_draft: Annotated[int, typer.Option(metavar="N", help="Most drafts per step.")] = 4,
+    rule: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(RULES),
+            help="match: the text of plain decoding; greedy: the same at temperature 0; rejection: its law.",
+        ),
+    ] = "match",
+    backend: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(engine.ops.BACKENDS), help="Who computes the ops; none: the best there is."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the model runs.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(metavar="|".join(engine.DTYPES), help="Of the model; int8: the weights only, on the CPU.")
+    ] = "float32",
+    max_batch: Annotated[int, typer.Option(metavar="N", help="Most prompts of --batch-file decoded together.")] = 8,
+    stats: Annotated[bool, typer.Option("--stats", help="Say on standard error what it cost.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Continue a prompt, and stream the text to standard output."""
+    check_json(json_file)
+    engine.check_choice("--rule", rule, RULES)
+    engine.check_choice("--dtype", dtype, engine.DTYPES)
+    where = engine.find_device(device)
+    with user_errors():
+        settings = Request([0], max_new_tokens, temperature, top_k, top_p, min_p, seed)
+    prompts = _read_prompts(prompt, prompt_file, batch_file)
+    with engine.find_backend(backend):
+        target = engine.load(engine.find_model("--model", model), dtype, where)
+        requests = [_request(target, settings, item) for item in prompts]
+        with user_errors():
+            decoder = Decoder(
+                target.model,
+                ops=engine.ops,
+                drafter=engine.make_drafter(drafter, target, dtype),
+                rule=rule,
+                num_draft=num_draft,
+                max_batch=max_batch,
+            )
+            run = _stream if batch_file is None else _run_batch
+            outputs = run(decoder, target, requests)
+    results = [_result(target, item, output) for item, output in zip(prompts, outputs, strict=True)]
+    if batch_file is not None:
+        for result in results:
+            print(json.dumps(result, ensure_ascii=False))
+    if stats:
+        _print_statistics(decoder.statistics)
+    named = {"model": str(target.directory), "drafter": drafter, "rule": decoder.rule, "num_draft": num_draft}
+    named |= {"backend": backend, "device": device, "dtype": dtype}
+    write_json(json_file, named | {"outputs": results, "statistics": decoder.statistics.to_dict()})
+
+
+def _read_prompts(prompt: str | None, prompt_file: Path | None, batch_file: Path | None) -> list[Prompt]:
+    given = [
+        name
+        for name, value in (("--prompt", prompt), ("--prompt-file", prompt_file), ("--batch-file", batch_file))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise UserError(f"one of {', '.join(given)} must be given, got {len(given)}")
+    if batch_file is not None:
+        return read_batch(batch_file)
+    if prompt is None and prompt_file is not None and str(prompt_file) != "-":
+        with user_errors():
+            prompt = prompt_file.read_text(encoding="utf-8")
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise UserError(
+                "--prompt, --prompt-file or --batch-file must be given, or text on standard input, got none"
+            )
+        with user_errors():
+            prompt = sys.stdin.read()
+    return [Prompt(prompt)]
+
+
+def _request(target: Loaded, settings: Request, item: Prompt) -> Request:
+    tokens = target.encode(item.text)
+    if not tokens:
+        raise UserError(f"{item.place} must have at least one token, got {item.text!r}")
+    with user_errors():
+        return replace(settings, prompt=tokens, **item.settings)
+
+
+def _stream(decoder: Decoder, target: Loaded, requests: list[Request]) -> list[Output]:
+    text = TextStream(target.tokenizer)
+    with ExitStack() as stack:
+        waiting: list[AbstractContextManager[None]] = [working("reading the prompt")]
+        stack.enter_context(waiting[0])
+
+        def show(tokens: list[int]) -> None:
+            stack.close()  # the first token is there
+            write_text(text.push(tokens))
+
+        outputs = decoder.generate([replace(request, on_tokens=show) for request in requests])
+    write_text(text.finish())
+    if sys.stdout.isatty():
+        print()
+    return outputs
+
+
+def _run_batch(decoder: Decoder, target: Loaded, requests: list[Request]) -> list[Output]:
+    done = 0
+    with progress("tokens", sum(request.max_new_tokens for request in requests)) as report:
+
+        def count(tokens: list[int]) -> None:
+            nonlocal done
+            done += len(tokens)
+            report(done)
+
+        counted: Callable[[list[int]], None] = count
+        return decoder.generate([replace(request, on_tokens=counted) for request in requests])
+
+
+def _result(target: Loaded, item: Prompt, output: Output) -> dict[str, Any]:
+    return {
+        "prompt": item.text,
+        "text": target.decode(output.tokens),
+        "tokens": output.tokens,
+        "finish_reason": output.finish_reason,
+        "steps": output.steps,
+    }
+
+
+def _print_statistics(statistics: Statistics) -> None:
+    console = Console(stderr=True, highlight=False)
+    rate = f"{statistics.tokens_per_second:.1f} tokens/s without the prompts"
+    per_step = f"{statistics.mean_tokens_per_step:.2f} tokens per step"
+    console.print(f"{statistics.new_tokens} tokens in {statistics.steps} steps: {per_step}, {rate}")
+    if statistics.drafted:
+        shares = " ".join(f"{share:.2f}" for share in statistics.acceptance)
+        console.print(f"accepted drafts by position: {shares}")
+    parts = {
+        "prompts": statistics.prefill_seconds,
+        "drafter": statistics.draft_seconds,
+        "target": statistics.target_seconds,
+        "verification": statistics.verify_seconds,
+        "all": statistics.total_seconds,
+    }
+    console.print("seconds: " + ", ".join(f"{name} {value:.3f}" for name, value in parts.items()))

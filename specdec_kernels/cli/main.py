@@ -1,0 +1,93 @@
+"""The command ``specdec`` and how it fails: with one sentence and exit code 2, never with a traceback."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from .. import __version__
+from . import bench, demo, generate, info
+from .errors import UsageError, UserError, sentence
+
+
+class _Commands(typer.core.TyperGroup):
+    """Commands whose errors are one line on standard error."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        """Run; with ``standalone_mode`` leave the process with the exit code."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **options)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets question marks
+        try:
+            result = super().main(*args, standalone_mode=False, **options)
+        except UserError as error:
+            _fail(f"specdec {error.command}".rstrip(), str(error))
+        except BrokenPipeError:
+            # Whoever reads the text has heard enough; nothing is left to be flushed at exit.
+            sys.stdout = None  # type: ignore[assignment]
+            sys.exit(141)
+        except (KeyboardInterrupt, typer.Abort):
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(130)
+        except UsageError as error:
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context is not None else "specdec"
+            text = sentence(Exception(error.format_message())).rstrip(".")  # type: ignore[attr-defined]
+            _fail(path, f"{text[:1].lower()}{text[1:]} (see {path} --help)")
+        sys.exit(result if isinstance(result, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, and let its errors know its name."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            error.command = ctx.invoked_subcommand or ""
+            raise
+
+
+def _fail(path: str, text: str) -> None:
+    print(f"{path}: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="specdec",
+    help="Speculative decoding: generate text with drafters, see what it costs, and measure the kernels.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("info")(info.info)
+app.command("demo")(demo.demo)
+app.command("generate")(generate.generate)
+app.command("bench")(bench.bench)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"specdec {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        help_text = context.get_help()
+        if help_text:
+            print(help_text)
+
+
+def run() -> None:
+    """Entry point of the command ``specdec``."""
+    app(prog_name="specdec")

@@ -1,0 +1,182 @@
+"""Sampling straight from logits: plain decoding and drafting."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _backend, _validate
+from .types import Sampling
+
+__all__ = ["draft", "sample"]
+
+#: The draw has eight bits in the counter of the generator.
+MAX_DRAWS = 256
+
+
+def sample(
+    logits: Tensor,
+    sampling: Sampling,
+    positions: Tensor,
+    *,
+    allowed: Tensor | None = None,
+    allowed_rows: Tensor | None = None,
+    active: Tensor | None = None,
+    status: Tensor | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """One token per request from its processed law: plain decoding.
+
+    The token depends on nothing but the row, the request's settings, its seed and the position;
+    ``verify.match`` draws the same token at the same position.
+
+    Args:
+        logits: ``[B, V]`` float32, bfloat16 or float16, any row stride.
+        sampling: settings per request.
+        positions: ``[B]`` int32 or int64, absolute position of the token to be drawn.
+        allowed: ``[rows, ceil(V/32)]`` int32, bit ``i`` of word ``w`` is set iff id ``32w+i`` may
+            be drawn; None: all may.
+        allowed_rows: ``[B]`` int32 or int64, row of ``allowed`` of each request, -1 = unrestricted.
+            None: row ``b``.
+        active: ``[B]`` bool; a request that is not active gets -1 and is not read.
+        status: ``[B]`` int32, receives the bits of :class:`Status`; None: not reported.
+        backend: see :func:`specdec_kernels.use_backend`.
+        out: ``[B]`` int64, written in place.
+
+    Returns:
+        ``[B]`` int64; -1 where no token is allowed (status 2).
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, device or dtype.
+
+    Deterministic; independent of the batch. CUDA-graph safe. Reads each row once; further reads
+    only under filters.
+    Source: two-level exponential race over Philox-4x32-10 (docs/randomness.md).
+    """
+    op = "sample.sample"
+    _validate.rows(op, "logits", logits, ("B", "V"), None)
+    batch, vocab = logits.shape
+    device = logits.device
+    order = _validate.sampling(op, "sampling", sampling, batch, device)
+    _validate.tensor(op, "positions", positions, (batch,), _validate.INDICES, device)
+    _validate.law(op, allowed, allowed_rows, batch, vocab, device)
+    _validate.batch_options(op, active, None, batch, device)
+    if status is None:
+        status = torch.empty((batch,), dtype=torch.int32, device=device)
+    else:
+        _validate.tensor(op, "status", status, (batch,), _validate.INT32, device)
+    if out is None:
+        out = torch.empty((batch,), dtype=torch.int64, device=device)
+    else:
+        _validate.tensor(op, "out", out, (batch,), _validate.INT64, device)
+    settings = (*sampling[:5], order)
+    _backend.call(
+        "sample_sample",
+        backend,
+        device,
+        (logits, *settings, positions, allowed, allowed_rows, active, out, status),
+    )
+    _validate.raise_on_bad_data(op, status)
+    return out
+
+
+def draft(
+    logits: Tensor,
+    sampling: Sampling,
+    positions: Tensor,
+    num: int,
+    replacement: bool = False,
+    requests: Tensor | None = None,
+    depths: Tensor | None = None,
+    nodes: Tensor | None = None,
+    *,
+    top: int = 0,
+    coupled: bool = False,
+    allowed: Tensor | None = None,
+    allowed_rows: Tensor | None = None,
+    draft_to_target: Tensor | None = None,
+    status: Tensor | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Draft tokens of each row in draw order: the children of one node each.
+
+    At temperature 0 these are the ``num`` best ids, which ``verify.rejection`` treats as
+    deterministic.
+
+    Args:
+        logits: ``[R, V]`` float32, bfloat16 or float16, any row stride; with ``draft_to_target``
+            ``[R, V_draft]``.
+        sampling: settings per request, ``[B]``.
+        positions: ``[R]`` int32 or int64, absolute position of the children.
+        num: tokens per row, 1 to 256.
+        replacement: independent draws; False: each id at most once (the order of the draw is the
+            order of the scores).
+        requests: ``[R]`` int32 or int64, request of each row, -1 = idle. None: ``R == B`` and row
+            ``r`` is request ``r``.
+        depths: ``[R]`` int32 or int64, depth of the node whose children are drawn; None: 0. Goes
+            into the counter.
+        nodes: ``[R]`` int32 or int64, the node's local index, or any number that is unique among
+            the request's rows of that depth; None: 0. Goes into the counter.
+        top: the first ``top`` tokens are the best ids, and the rest is drawn from what is left of
+            the law.
+        coupled: draw with the noise of ``verify.match`` at the same position, so that it accepts
+            more. For ``match`` only: ratio tests need independent noise.
+        allowed: bit mask over target ids, as in :func:`sample`.
+        allowed_rows: ``[R]`` int32 or int64, row of ``allowed`` of each row.
+        draft_to_target: ``[V_draft]`` int32 or int64, absolute target id of each draft id.
+        status: ``[R]`` int32, receives the bits of :class:`Status`; None: not reported.
+        backend: see :func:`specdec_kernels.use_backend`.
+        out: ``[R, num]`` int64, written in place.
+
+    Returns:
+        ``[R, num]`` int64 target ids; -1 where fewer ids exist.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, device, dtype or range.
+
+    Deterministic; independent of the batch. CUDA-graph safe.
+    Source: Gumbel top-k (Kool et al. 2019, arXiv 1903.06059) as an exponential race; coupled draws:
+        Daliri et al. 2024,
+    arXiv 2408.07978.
+    """
+    op = "sample.draft"
+    _validate.rows(op, "logits", logits, ("R", "V"), None)
+    count, vocab = logits.shape
+    device = logits.device
+    batch = count if requests is None else sampling.temperature.shape[0]
+    order = _validate.sampling(op, "sampling", sampling, batch, device)
+    for name, value in (
+        ("positions", positions),
+        ("requests", requests),
+        ("depths", depths),
+        ("nodes", nodes),
+    ):
+        if value is not None or name == "positions":
+            _validate.tensor(op, name, value, (count,), _validate.INDICES, device)  # type: ignore[arg-type]
+    _validate.integer(op, "num", num, 1, MAX_DRAWS)
+    _validate.integer(op, "top", top, 0, num)
+    if draft_to_target is not None:
+        _validate.tensor(op, "draft_to_target", draft_to_target, (vocab,), _validate.INDICES, device)
+        if allowed is not None and allowed.dim() == 2:
+            vocab = 32 * allowed.shape[1]  # the mask is over target ids, whose number is not known here
+    _validate.law(op, allowed, allowed_rows, count, vocab, device)
+    if status is None:
+        status = torch.empty((count,), dtype=torch.int32, device=device)
+    else:
+        _validate.tensor(op, "status", status, (count,), _validate.INT32, device)
+    if out is None:
+        out = torch.empty((count, num), dtype=torch.int64, device=device)
+    else:
+        _validate.tensor(op, "out", out, (count, num), _validate.INT64, device)
+    settings = (*sampling[:5], order)
+    where = (positions, requests, depths, nodes, allowed, allowed_rows, draft_to_target)
+    _backend.call(
+        "sample_draft",
+        backend,
+        device,
+        (logits, *settings, *where, replacement, top, coupled, out, status),
+    )
+    _validate.raise_on_bad_data(op, status)
+    return out

@@ -1,0 +1,280 @@
+"""Verification straight from logits: which drafts are accepted, and the token after them.
+
+All functions take the target's logits at the nodes of a :class:`TokenTree` and give a
+:class:`VerifyResult`. Only the rows of visited nodes are read, and nothing of the size of the
+vocabulary is stored. Every function here keeps the target's law exactly.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import _backend, _validate
+from ._schema import LOGPROBS, REJECTION_RULES
+from .types import Sampling, TokenTree, VerifyResult
+
+__all__ = ["greedy", "match", "rejection"]
+
+_NO_SETTINGS = (None, None, None, None)
+
+
+def greedy(
+    tree: TokenTree,
+    logits: Tensor,
+    rows: Tensor | None = None,
+    allowed: Tensor | None = None,
+    allowed_rows: Tensor | None = None,
+    *,
+    active: Tensor | None = None,
+    max_tokens: Tensor | None = None,
+    logprobs: str | None = None,
+    backend: str | None = None,
+    out: VerifyResult | None = None,
+) -> VerifyResult:
+    """Follow the argmax of each node while it is a child; the first argmax that is no child is the
+    bonus token.
+
+    Example: the root's argmax is 7, its child holds 7 and has the argmax 3, the next node holds 5:
+        tokens ``[7, 3, -1]``.
+
+    Args:
+        tree: draft trees.
+        logits: ``[T, V]`` float32, bfloat16 or float16, any row stride; the target's logits at each
+            node, after penalties.
+        rows: ``[T]`` int32 or int64, row of ``logits`` of each node. None: row ``i`` belongs to
+            node ``i``.
+        allowed: ``[n, ceil(V/32)]`` int32, bit ``i`` of word ``w`` is set iff id ``32w+i`` may be
+            emitted; None: all may.
+        allowed_rows: ``[T]`` int32 or int64, row of ``allowed`` of each node, -1 = unrestricted.
+            None: row ``i``.
+        active: ``[B]`` bool; other requests are no-ops.
+        max_tokens: ``[B]`` int32 or int64, bound of ``num_tokens``.
+        logprobs: ``"raw"`` (log-softmax of the row as it came), ``"processed"`` (the law that was
+            sampled: here 0) or None.
+        backend: see :func:`specdec_kernels.use_backend`.
+        out: a result made by an earlier call of the same shape, written in place.
+
+    Returns:
+        A :class:`VerifyResult`.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, device or dtype.
+
+    Lossless at temperature 0. Ties go to the lowest id. Deterministic; independent of the batch.
+    CUDA-graph safe.
+    Complexity: one read of the visited rows, ``num_tokens`` per request.
+    """
+    op = "verify.greedy"
+    batch, count = _validate.token_tree(op, tree)
+    device = tree.tokens.device
+    _validate.rows(op, "logits", logits, ("T", "V"), device)
+    _validate.node_rows(op, "rows", rows, "logits", logits, count)
+    _validate.law(op, allowed, allowed_rows, count, logits.shape[1], device)
+    _validate.batch_options(op, active, max_tokens, batch, device)
+    result = _validate.new_result(op, tree, batch, logprobs, out)
+    mode = LOGPROBS.index(logprobs)
+    _backend.call(
+        "verify_greedy",
+        backend,
+        device,
+        (*tree[:5], logits, rows, allowed, allowed_rows, active, max_tokens, mode, *result),
+    )
+    _validate.raise_on_bad_data(op, result.status)
+    return result
+
+
+def match(
+    tree: TokenTree,
+    logits: Tensor,
+    sampling: Sampling,
+    context_lens: Tensor,
+    rows: Tensor | None = None,
+    allowed: Tensor | None = None,
+    allowed_rows: Tensor | None = None,
+    *,
+    active: Tensor | None = None,
+    max_tokens: Tensor | None = None,
+    logprobs: str | None = None,
+    backend: str | None = None,
+    out: VerifyResult | None = None,
+) -> VerifyResult:
+    """Draw each node's target token as plain decoding would, and follow it while it is a child.
+
+    The emitted token is always the one that ``sample.sample`` draws at that position with the same
+    seed, so the text is identical to plain decoding for any drafter, draft length and batch; no
+    draft law is needed. For deterministic drafts the acceptance, the target's mass on the children,
+    is the best that any lossless rule can reach.
+
+    Args:
+        tree: draft trees.
+        logits: ``[T, V]`` float32, bfloat16 or float16, any row stride; the target's logits at each
+            node, after penalties.
+        sampling: settings per request. Temperature 0 is the argmax walk.
+        context_lens: ``[B]`` int32 or int64, committed tokens; the token decided at node ``v`` has
+            position ``context_lens + depths[v] + 1``.
+        rows: ``[T]`` int32 or int64, row of ``logits`` of each node. None: row ``i`` belongs to
+            node ``i``.
+        allowed: bit mask of the ids that may be emitted, as in :func:`greedy`.
+        allowed_rows: ``[T]`` int32 or int64, row of ``allowed`` of each node, -1 = unrestricted.
+            None: row ``i``.
+        active: ``[B]`` bool; other requests are no-ops.
+        max_tokens: ``[B]`` int32 or int64, bound of ``num_tokens``.
+        logprobs: ``"raw"``, ``"processed"`` or None, as in :func:`greedy`.
+        backend: see :func:`specdec_kernels.use_backend`.
+        out: a result made by an earlier call of the same shape, written in place.
+
+    Returns:
+        A :class:`VerifyResult`.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, device or dtype.
+
+    Lossless. Deterministic; independent of the batch. CUDA-graph safe.
+    Complexity: one read of the visited rows; under filters further reads of them.
+    Source: shared-randomness coupling, Daliri et al. 2024, arXiv 2408.07978, section 3.
+    """
+    op = "verify.match"
+    batch, count = _validate.token_tree(op, tree)
+    device = tree.tokens.device
+    _validate.rows(op, "logits", logits, ("T", "V"), device)
+    order = _validate.sampling(op, "sampling", sampling, batch, device)
+    _validate.tensor(op, "context_lens", context_lens, (batch,), _validate.INDICES, device)
+    _validate.node_rows(op, "rows", rows, "logits", logits, count)
+    _validate.law(op, allowed, allowed_rows, count, logits.shape[1], device)
+    _validate.batch_options(op, active, max_tokens, batch, device)
+    result = _validate.new_result(op, tree, batch, logprobs, out)
+    settings = (*sampling[:5], order)
+    options = (rows, allowed, allowed_rows, active, max_tokens, LOGPROBS.index(logprobs))
+    _backend.call(
+        "verify_match",
+        backend,
+        device,
+        (*tree[:5], logits, *settings, context_lens, *options, *result),
+    )
+    _validate.raise_on_bad_data(op, result.status)
+    return result
+
+
+def rejection(
+    tree: TokenTree,
+    logits: Tensor,
+    draft_logits: Tensor | None,
+    sampling: Sampling,
+    draft_sampling: Sampling | None,
+    context_lens: Tensor,
+    rule: str = "token",
+    replacement: bool = False,
+    rows: Tensor | None = None,
+    draft_rows: Tensor | None = None,
+    allowed: Tensor | None = None,
+    allowed_rows: Tensor | None = None,
+    draft_to_target: Tensor | None = None,
+    target_to_draft: Tensor | None = None,
+    *,
+    draft_allowed_rows: Tensor | None = None,
+    active: Tensor | None = None,
+    max_tokens: Tensor | None = None,
+    logprobs: str | None = None,
+    backend: str | None = None,
+    out: VerifyResult | None = None,
+) -> VerifyResult:
+    """Accept or reject sampled drafts by the ratio of the target's law ``p`` to the law ``q`` that
+    they were drawn from.
+
+    Rule ``"token"``: at each node the children are tried in draw order; child ``c`` is accepted
+    with probability ``min(1, p(c) / q(c))``, and after a rejection ``p`` becomes the normalised
+    residual ``max(p - q, 0)``. On chains this is the rule of Leviathan et al.; on branching trees
+    recursive rejection sampling.
+
+    Args:
+        tree: draft trees; siblings in draw order.
+        logits: ``[T, V]`` float32, bfloat16 or float16, any row stride; the target's logits at each
+            node, after penalties.
+        draft_logits: ``[rows, V]`` (or ``[rows, V_draft]``), the logits that the children of a node
+            were drawn from; None: all drafts are deterministic (a law of one token).
+        sampling: settings per request of the target; the seed is that of coins and residuals.
+        draft_sampling: settings per request of the draws, exactly as given to ``sample.draft``; at
+            temperature 0 the drafts are deterministic. None only without ``draft_logits``. Its seed
+            is not used.
+        context_lens: ``[B]`` int32 or int64, committed tokens.
+        rule: ``"token"``.
+        replacement: whether siblings were drawn with replacement, as given to ``sample.draft``.
+        rows: ``[T]`` int32 or int64, row of ``logits`` of each node. None: row ``i`` belongs to
+            node ``i``.
+        draft_rows: ``[T]`` int32 or int64, row of ``draft_logits`` that the children of each node
+            were drawn from, -1 = its children are deterministic. None: row ``i``.
+        allowed: bit mask of the ids that may be emitted, as in :func:`greedy`.
+        allowed_rows: ``[T]`` int32 or int64, row of ``allowed`` of each node, -1 = unrestricted.
+            None: row ``i``.
+        draft_to_target: ``[V_draft]`` int32 or int64, absolute target id of each draft id.
+        target_to_draft: ``[V]`` int32 or int64, its inverse, -1 = none; given together.
+        draft_allowed_rows: ``[T]`` int32 or int64, row of ``allowed`` under which the children of
+            each node were drawn, -1 = unrestricted. None: the drafts were drawn without a mask.
+        active: ``[B]`` bool; other requests are no-ops.
+        max_tokens: ``[B]`` int32 or int64, bound of ``num_tokens``.
+        logprobs: ``"raw"``, ``"processed"`` or None, as in :func:`greedy`; both are of the target.
+        backend: see :func:`specdec_kernels.use_backend`.
+        out: a result made by an earlier call of the same shape, written in place.
+
+    Returns:
+        A :class:`VerifyResult`. Status 4: the residual had no mass in floats, and ``p`` was
+        sampled.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, device or dtype.
+
+    Lossless, if the children were drawn from ``draft_logits`` by ``sample.draft`` with the same
+    settings, positions, depths and nodes. Deterministic; independent of the batch. CUDA-graph safe.
+    Complexity: one read of the visited rows of both, and one more of both per rejected child.
+    Source: Leviathan et al. 2023, arXiv 2211.17192, algorithm 1; Chen et al. 2024 (Sequoia), arXiv
+        2402.12374, algorithm 2.
+    """
+    op = "verify.rejection"
+    batch, count = _validate.token_tree(op, tree)
+    device = tree.tokens.device
+    _validate.rows(op, "logits", logits, ("T", "V"), device)
+    vocab = logits.shape[1]
+    order = _validate.sampling(op, "sampling", sampling, batch, device)
+    _validate.tensor(op, "context_lens", context_lens, (batch,), _validate.INDICES, device)
+    rule_index = _validate.choice(op, "rule", rule, REJECTION_RULES)
+    _validate.node_rows(op, "rows", rows, "logits", logits, count)
+    draft_settings: tuple[Tensor | None, ...] = _NO_SETTINGS
+    draft_order = 0
+    if draft_logits is not None:
+        if (draft_to_target is None) != (target_to_draft is None):
+            missing = "draft_to_target" if draft_to_target is None else "target_to_draft"
+            raise ValueError(f"{op}: {missing} must be given together with its inverse, got None")
+        width: int | str = vocab
+        if draft_to_target is not None and target_to_draft is not None:
+            _validate.tensor(op, "draft_to_target", draft_to_target, ("V_draft",), _validate.INDICES, device)
+            _validate.tensor(op, "target_to_draft", target_to_draft, (vocab,), _validate.INDICES, device)
+            width = draft_to_target.shape[0]
+        _validate.rows(op, "draft_logits", draft_logits, ("rows", width), device)
+        if draft_sampling is None:
+            raise ValueError(f"{op}: draft_sampling must be given with draft_logits, got None")
+        draft_order = _validate.sampling(op, "draft_sampling", draft_sampling, batch, device, needs_seed=False)
+        draft_settings = draft_sampling[:4]
+        _validate.node_rows(op, "draft_rows", draft_rows, "draft_logits", draft_logits, count)
+    else:
+        draft_rows = draft_to_target = target_to_draft = None
+    _validate.law(op, allowed, allowed_rows, count, vocab, device)
+    if draft_allowed_rows is not None:
+        if allowed is None:
+            raise ValueError(f"{op}: allowed must be given with draft_allowed_rows, got None")
+        _validate.tensor(op, "draft_allowed_rows", draft_allowed_rows, (count,), _validate.INDICES, device)
+    _validate.batch_options(op, active, max_tokens, batch, device)
+    result = _validate.new_result(op, tree, batch, logprobs, out)
+    settings = (*sampling[:5], order)
+    drafts = (*draft_settings, draft_order)
+    maps = (rows, draft_rows, allowed, allowed_rows, draft_allowed_rows)
+    vocabularies = (draft_to_target, target_to_draft)
+    options = (active, max_tokens, LOGPROBS.index(logprobs))
+    _backend.call(
+        "verify_rejection",
+        backend,
+        device,
+        (*tree[:5], logits, draft_logits, *settings, *drafts, context_lens, rule_index, replacement)
+        + (*maps, *vocabularies, *options, *result),
+    )
+    _validate.raise_on_bad_data(op, result.status)
+    return result

@@ -1,0 +1,66 @@
+"""Options, markers and fixtures of all tests.
+
+A test that calls fused ops takes the fixture ``backend`` and says with ``@pytest.mark.op(...)``
+which ops it calls. It then runs on every fused backend that can serve them here, and on ``cpu`` in
+any case: a kernel that is missing fails, nothing is skipped.
+"""
+
+import sys
+
+import hypothesis
+import pytest
+import torch
+
+import specdec_kernels as sk
+
+FUSED = ("cuda", "triton", "cpu")
+
+# The suite is the same in every run; `--hypothesis-profile soak` looks for new examples.
+hypothesis.settings.register_profile("house", max_examples=1, deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("soak", max_examples=5000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("house")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend",
+        action="append",
+        choices=(*FUSED, "reference"),
+        help="backend of the tests that take one (repeatable); default: all fused ones that are available, and cpu",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "op(*names): the ops that a test with the fixture `backend` calls")
+    config.addinivalue_line("markers", "package: builds and installs distributions; see `make test-package`")
+
+
+def pytest_generate_tests(metafunc):
+    ops = [name for marker in metafunc.definition.iter_markers("op") for name in marker.args]
+    if "backend" not in metafunc.fixturenames or not ops:
+        return
+    chosen = metafunc.config.getoption("--backend")
+    if chosen is None:
+        served = {b for b in FUSED if all(sk.available_backends(op)[b] is None for op in ops)}
+        chosen = [b for b in FUSED if b in served | {"cpu"}]
+    metafunc.parametrize("backend", chosen)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("markexpr"):
+        return
+    late = [item for item in items if item.get_closest_marker("package")]
+    if late:
+        config.hook.pytest_deselected(items=late)
+        items[:] = [item for item in items if item not in late]
+
+
+def pytest_terminal_summary(terminalreporter):
+    compare = sys.modules.get("agreement.compare")
+    for tally in compare.TALLIES if compare else []:
+        terminalreporter.write_line(str(tally))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
