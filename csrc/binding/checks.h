@@ -103,6 +103,27 @@ class Arguments {
     return tensor ? vector<T>(name, *tensor, size) : Strided<T>{};
   }
 
+  // The same without gaps, as a pointer.
+  template <class T>
+  T* contiguous(const char* name, const Tensor& tensor, int64_t size) const {
+    const Strided<T> view = vector<T>(name, tensor, size);
+    SPECDEC_CHECK(size <= 1 || view.stride == 1, op_, ": ", name, " must be contiguous, got stride ", view.stride);
+    return view.data;
+  }
+
+  // [rows, columns] without gaps.
+  void check_contiguous_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t columns) const {
+    check_shape(name, tensor, rows, columns);
+    SPECDEC_CHECK(rows <= 1 || tensor.stride(0) == columns, op_, ": ", name, " must be contiguous, got row stride ",
+                  tensor.stride(0));
+  }
+  template <class T>
+  T* contiguous_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t columns) const {
+    check_contiguous_rows(name, tensor, rows, columns);
+    check_type<T>(name, tensor);
+    return static_cast<T*>(tensor.data_ptr());
+  }
+
   // [rows, columns] of float32, bfloat16 or float16 with unit column stride and any row stride.
   RowsView rows(const char* name, const Tensor& tensor) const {
     check_rank(name, tensor, 2);

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "elementary.h"
+#include "views.h"
 
 namespace specdec {
 
@@ -23,6 +24,26 @@ struct Settings {
   FilterOrder order = FilterOrder::top_k_first;
 };
 
+// The settings of a batch; null views are off. A batch without temperatures is one of deterministic drafts.
+struct SamplingView {
+  Strided<float> temperature;
+  Strided<int32_t> top_k;
+  Strided<float> top_p;
+  Strided<float> min_p;
+  Strided<int64_t> seed;
+  FilterOrder order = FilterOrder::top_k_first;
+
+  SPECDEC_HD Settings of(int64_t request) const {
+    Settings s;
+    s.temperature = temperature ? temperature[request] : 0.0f;
+    if (top_k) s.top_k = top_k[request];
+    if (top_p) s.top_p = top_p[request];
+    if (min_p) s.min_p = min_p[request];
+    s.order = order;
+    return s;
+  }
+};
+
 // Kept are ids with a larger logit, and of those with this logit the ids up to `id`.
 struct Cut {
   float logit;
@@ -34,8 +55,10 @@ inline constexpr int64_t kLastId = INT64_MAX;
 
 // Written so that a NaN has the meaning of "off"; for the temperature that of 0.
 SPECDEC_SHARED bool is_greedy(const Settings& s) { return !(s.temperature > 0.0f); }
+SPECDEC_SHARED bool has_top_k(const Settings& s) { return s.top_k > 0; }
 SPECDEC_SHARED bool has_top_p(const Settings& s) { return s.top_p < 1.0f; }
 SPECDEC_SHARED bool has_min_p(const Settings& s) { return s.min_p > 0.0f; }
+SPECDEC_SHARED bool has_filter(const Settings& s) { return has_top_k(s) || has_top_p(s) || has_min_p(s); }
 
 // Every finite logit is kept.
 SPECDEC_SHARED Cut no_cut() { return {-kLargest, kLastId}; }

@@ -9,11 +9,11 @@
 namespace specdec {
 
 struct TreeView {
-  const int32_t* cu_nodes = nullptr;  // [batch + 1]
-  IndexView tokens;                   // [total]
-  const int32_t* parents = nullptr;   // [total]
-  const int32_t* depths = nullptr;    // [total]
-  const int32_t* ends = nullptr;      // [total]
+  Strided<const int32_t> cu_nodes;  // [batch + 1]
+  IndexView tokens;                 // [total], as all that follow
+  Strided<const int32_t> parents;
+  Strided<const int32_t> depths;
+  Strided<const int32_t> ends;
   int64_t batch = 0;
   int64_t total = 0;
   int64_t max_depth = 0;
@@ -29,17 +29,15 @@ struct RequestNodes {
 // the first of i - 1 and its ancestors whose subtree reaches i, subtrees nest, and depths count up from 0 to at most
 // max_depth. O(nodes): the climb to the parent is paid for by the nodes that it leaves.
 SPECDEC_SHARED bool is_tree(const TreeView& tree, int64_t first, int64_t rows) {
-  const int32_t* parents = tree.parents + first;
-  const int32_t* depths = tree.depths + first;
-  const int32_t* ends = tree.ends + first;
-  const int64_t count = ends[0];
-  if (count < 1 || count > rows || parents[0] != -1 || depths[0] != 0) return false;
+  const int64_t count = tree.ends[first];
+  if (count < 1 || count > rows || tree.parents[first] != -1 || tree.depths[first] != 0) return false;
   for (int64_t i = 1; i < count; ++i) {
     int64_t parent = i - 1;
-    while (parent >= 0 && ends[parent] <= i) parent = parents[parent];
-    if (parent < 0 || parents[i] != parent) return false;
-    if (ends[i] <= i || ends[i] > ends[parent]) return false;
-    if (depths[i] != depths[parent] + 1 || depths[i] > tree.max_depth) return false;
+    while (parent >= 0 && tree.ends[first + parent] <= i) parent = tree.parents[first + parent];
+    if (parent < 0 || tree.parents[first + i] != parent) return false;
+    const int32_t end = tree.ends[first + i], depth = tree.depths[first + i];
+    if (end <= i || end > tree.ends[first + parent]) return false;
+    if (depth != tree.depths[first + parent] + 1 || depth > tree.max_depth) return false;
   }
   return true;
 }
@@ -80,9 +78,8 @@ SPECDEC_SHARED int32_t present_child(const TreeView& tree, const RequestNodes& n
 // The first present child of a node that holds `token`; -1 if there is none. Local indices. `count` bounds the subtree
 // of a root that stands alone.
 SPECDEC_SHARED int32_t child_with_token(const TreeView& tree, const RequestNodes& nodes, int32_t node, int64_t token) {
-  const int32_t* ends = tree.ends + nodes.first;
   const int32_t end = end_of(tree, nodes, node);
-  for (int32_t child = node + 1; child < end; child = ends[child]) {
+  for (int32_t child = node + 1; child < end; child = tree.ends[nodes.first + child]) {
     if (tree.tokens[nodes.first + child] == token) return child;
   }
   return -1;

@@ -27,16 +27,11 @@ void draft_ngram_lookup(const Tensor& history, const Tensor& lengths, int64_t mi
   p.max_n = max_n;
   p.num = drafts.size(1);
   p.active = arguments.vector<bool>("active", active, batch);
-  arguments.check_shape("out[0]", drafts, batch, p.num);
+  arguments.check_contiguous_rows("out[0]", drafts, batch, p.num);
   SPECDEC_CHECK(arguments.is_wide("out[0]", drafts) == p.wide, arguments.op(),
                 ": out[0] must have the dtype of history, got another dtype");
-  SPECDEC_CHECK(batch <= 1 || drafts.stride(0) == p.num, arguments.op(), ": out[0] must be contiguous, got stride ",
-                batch > 0 ? drafts.stride(0) : 0);
   p.drafts = drafts.data_ptr();
-  const Strided<int32_t> counts_view = arguments.vector<int32_t>("out[1]", counts, batch);
-  SPECDEC_CHECK(batch <= 1 || counts_view.stride == 1, arguments.op(), ": out[1] must be contiguous, got stride ",
-                counts_view.stride);
-  p.counts = counts_view.data;
+  p.counts = arguments.contiguous<int32_t>("out[1]", counts, batch);
   SPECDEC_DISPATCH(ngram_lookup, p);
 }
 

@@ -9,6 +9,10 @@
 
 #include "isa.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define SPECDEC_VECTOR_BYTES 64
 #elif defined(__AVX2__)
@@ -105,6 +109,13 @@ static inline To bits_as(const From& from) {
   return to;
 }
 
+// Where the mask is set the value, else 0.
+static inline F16 keep(const I16& mask, const F16& a) {
+  F16 r;
+  SPECDEC_EACH_PART r.part[part_] = (VecF)((VecI)a.part[part_] & mask.part[part_]);
+  return r;
+}
+
 // mask ? a : b, lane by lane; the mask's lanes are 0 or -1.
 static inline F16 select(const I16& mask, const F16& a, const F16& b) {
   F16 r;
@@ -112,10 +123,67 @@ static inline F16 select(const I16& mask, const F16& a, const F16& b) {
   return r;
 }
 
+// Where one of the two is NaN, the second one.
 static inline F16 max(const F16& a, const F16& b) {
   F16 r;
   SPECDEC_EACH_PART r.part[part_] = a.part[part_] > b.part[part_] ? a.part[part_] : b.part[part_];
   return r;
+}
+
+static inline F16 min(const F16& a, const F16& b) {
+  F16 r;
+  SPECDEC_EACH_PART r.part[part_] = a.part[part_] < b.part[part_] ? a.part[part_] : b.part[part_];
+  return r;
+}
+
+static inline U16 operator<<(const U16& a, int bits) {
+  U16 r;
+  SPECDEC_EACH_PART r.part[part_] = a.part[part_] << bits;
+  return r;
+}
+
+static inline U16 operator>>(const U16& a, int bits) {
+  U16 r;
+  SPECDEC_EACH_PART r.part[part_] = a.part[part_] >> bits;
+  return r;
+}
+
+// The sign comes in from the left.
+static inline I16 operator>>(const I16& a, int bits) {
+  I16 r;
+  SPECDEC_EACH_PART r.part[part_] = a.part[part_] >> bits;
+  return r;
+}
+
+static inline F16 to_float(const I16& a) {
+  F16 r;
+  SPECDEC_EACH_PART r.part[part_] = __builtin_convertvector(a.part[part_], VecF);
+  return r;
+}
+
+// The low 32 bits of `a * m`, and the high ones.
+static inline U16 multiply_wide(const U16& a, uint32_t m, U16& high) {
+  U16 low;
+  SPECDEC_EACH_PART {
+#if defined(__AVX512F__)
+    const __m512i x = (__m512i)a.part[part_], y = _mm512_set1_epi32((int)m);
+    const __m512i even = _mm512_mul_epu32(x, y), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y);
+    low.part[part_] = (VecU)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+    high.part[part_] = (VecU)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+#elif defined(__AVX2__)
+    const __m256i x = (__m256i)a.part[part_], y = _mm256_set1_epi32((int)m);
+    const __m256i even = _mm256_mul_epu32(x, y), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
+    low.part[part_] = (VecU)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+    high.part[part_] = (VecU)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+#else
+    for (int i = 0; i < kVectorLanes; ++i) {
+      const uint64_t product = (uint64_t)a.part[part_][i] * m;
+      low.part[part_][i] = (uint32_t)product;
+      high.part[part_][i] = (uint32_t)(product >> 32);
+    }
+#endif
+  }
+  return low;
 }
 
 static inline F16 load(const float* from) {
@@ -176,6 +244,15 @@ static inline float sum(const F16& lanes) {
   store(v, lanes);
   for (int width = kLanes / 2; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  }
+  return v[0];
+}
+
+static inline float min_lane(const F16& lanes) {
+  float v[kLanes];
+  store(v, lanes);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v[i] = v[i] < v[i + width] ? v[i] : v[i + width];
   }
   return v[0];
 }

@@ -7,13 +7,6 @@
 namespace specdec::cpu {
 namespace {
 
-int32_t* contiguous_int32(const Arguments& arguments, const char* name, const Tensor& tensor, int64_t size) {
-  const Strided<int32_t> view = arguments.vector<int32_t>(name, tensor, size);
-  SPECDEC_CHECK(size <= 1 || view.stride == 1, arguments.op(), ": ", name, " must be contiguous, got stride ",
-                view.stride);
-  return view.data;
-}
-
 void tree_from_chains(const Tensor& chains, const OptionalTensor& lengths, const Tensor& cu_nodes, const Tensor& tokens,
                       const Tensor& parents, const Tensor& depths, const Tensor& ends, const Tensor& status) {
   const Arguments arguments("tree.from_chains", Device::cpu);
@@ -27,12 +20,12 @@ void tree_from_chains(const Tensor& chains, const OptionalTensor& lengths, const
   p.batch = batch;
   p.width = width;
   p.lengths = arguments.index("lengths", lengths, batch);
-  p.cu_nodes = contiguous_int32(arguments, "out.cu_nodes", cu_nodes, batch + 1);
+  p.cu_nodes = arguments.contiguous<int32_t>("out.cu_nodes", cu_nodes, batch + 1);
   p.tokens = arguments.index_out("out.tokens", tokens, count);
-  p.parents = contiguous_int32(arguments, "out.parents", parents, count);
-  p.depths = contiguous_int32(arguments, "out.depths", depths, count);
-  p.ends = contiguous_int32(arguments, "out.ends", ends, count);
-  p.status = contiguous_int32(arguments, "out.status", status, batch);
+  p.parents = arguments.contiguous<int32_t>("out.parents", parents, count);
+  p.depths = arguments.contiguous<int32_t>("out.depths", depths, count);
+  p.ends = arguments.contiguous<int32_t>("out.ends", ends, count);
+  p.status = arguments.contiguous<int32_t>("out.status", status, batch);
   SPECDEC_DISPATCH(from_chains, p);
 }
 

@@ -61,7 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="length of this slice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--float32", dest="bfloat16", action="store_false", help="no bfloat16 products")
+    parser.add_argument(
+        "--bfloat16",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="multiply in bfloat16; slow on a processor without instructions for it",
+    )
     return parser
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly: singular values are driven to about 1.
 
-    Source: the quintic Newton-Schulz iteration of Muon (Jordan et al. 2024), in bfloat16.
+    Source: the quintic Newton-Schulz iteration of Muon (Jordan et al. 2024); in bfloat16 where that is fast, on CUDA.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
+    x = (matrix / (matrix.norm() + 1e-7)).to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     for _ in range(steps):

@@ -4,10 +4,9 @@
 // past it; the totals of a group wait on the stack. No heap, no shared state between threads.
 #include "linear.h"
 
-#include <omp.h>
-
 #include "linear_convert.h"
 #include "linear_tile.h"
+#include "parallel.h"
 
 SPECDEC_ISA_BEGIN
 namespace {
@@ -16,17 +15,6 @@ constexpr int kGroup = 4;           // panels that share a block of x
 constexpr int kBlockFloats = 6144;  // of x: 24 kB
 constexpr int kRowPadding = 16;     // keeps the rows of a block in different cache sets
 constexpr int kPackBlock = 64;      // inputs of 32 rows that are transposed at a time: 8 kB
-
-// A product smaller than this (weights' bytes times a factor for the rows) is not worth a second thread.
-constexpr int64_t kBytesPerThread = 32 << 10;
-
-int threads_for(int64_t work_bytes, int64_t units) {
-  int64_t threads = omp_get_max_threads();
-  const int64_t useful = 1 + work_bytes / (2 * kBytesPerThread);
-  if (threads > useful) threads = useful;
-  if (threads > units) threads = units;
-  return threads < 1 || omp_in_parallel() ? 1 : (int)threads;
-}
 
 // The end of a panel: scales, bias, and rounding to the type of the result. One function for any number of rows, so
 // that a row cannot be contracted differently in different company.

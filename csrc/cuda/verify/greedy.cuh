@@ -18,34 +18,13 @@
 #include <cfloat>
 #include <cstdint>
 
-#include "../../common/tree_view.h"
-#include "../../common/views.h"
+#include "../../common/sampling_law.h"
+#include "../../common/verify_call.h"
 
 namespace specdec::cuda {
 
 inline constexpr int kGreedyThreads = 512;
 inline constexpr int kWarp = 32;
-
-enum StatusBits : int32_t { kNan = 1, kDeadEnd = 2, kMalformed = 8 };
-
-struct GreedyParams {
-  TreeView tree;
-  RowsView logits;
-  IndexView rows;                    // [total] or null: row i belongs to node i
-  const int32_t* allowed = nullptr;  // [allowed_count, words] or null
-  int64_t allowed_stride = 0;
-  int64_t allowed_count = 0;
-  IndexView allowed_rows;         // [total] or null: row i
-  Strided<bool> active;           // [batch] or null
-  IndexView max_tokens;           // [batch] or null
-  int32_t logprobs_mode = 0;      // 0 none, 1 processed, 2 raw
-  void* out_tokens = nullptr;     // [batch, max_depth + 1] in the type of tree.tokens
-  int32_t* num_tokens = nullptr;  // [batch]
-  int32_t* path = nullptr;        // [batch, max_depth + 1]
-  int32_t* status = nullptr;      // [batch]
-  float* logprobs = nullptr;      // [batch, max_depth + 1] or null
-  float* lse = nullptr;
-};
 
 struct Best {
   float value;
@@ -118,13 +97,13 @@ __device__ inline bool scan_row(const T* row, int64_t vocab, const Visit& visit)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kGreedyThreads) verify_greedy_kernel(const __grid_constant__ GreedyParams p) {
+__global__ void __launch_bounds__(kGreedyThreads) verify_greedy_kernel(const __grid_constant__ VerifyCall p) {
   __shared__ Best shared_best[kGreedyThreads / kWarp];
   __shared__ float shared_sum[kGreedyThreads / kWarp];
   __shared__ RequestNodes shared_nodes;
   __shared__ int32_t shared_child;
   const int64_t request = blockIdx.x;
-  const int64_t width = p.tree.max_depth + 1;
+  const int64_t width = p.width(), limit = p.limit(request);
   const int64_t vocab = p.logits.columns;
   if (threadIdx.x == 0) {
     shared_nodes = RequestNodes{};
@@ -132,25 +111,15 @@ __global__ void __launch_bounds__(kGreedyThreads) verify_greedy_kernel(const __g
   }
   __syncthreads();
   const RequestNodes nodes = shared_nodes;
-  int64_t limit = p.max_tokens ? p.max_tokens[request] : width;
-  if (limit > width) limit = width;
-  int32_t status = nodes.malformed ? kMalformed : 0;
+  int32_t status = nodes.malformed ? kStatusMalformed : 0;
   int32_t node = nodes.count > 0 ? 0 : -1;
   int64_t emitted = 0;
   while (node >= 0 && emitted < limit) {
     const int64_t owner = nodes.first + node;
-    const int64_t index = p.rows ? p.rows[owner] : owner;
-    bool readable = index >= 0 && index < p.logits.rows;
-    if (!readable) status |= kMalformed;
-    const int32_t* allowed = nullptr;
-    if (p.allowed != nullptr) {
-      const int64_t line = p.allowed_rows ? p.allowed_rows[owner] : owner;
-      if (line >= 0 && line < p.allowed_count) {
-        allowed = p.allowed + line * p.allowed_stride;
-      } else if (line != -1) {
-        readable = false;  // nothing is allowed
-      }
-    }
+    const int64_t index = p.row_of(owner);
+    const bool readable = index >= 0 && index < p.logits.rows;
+    if (!readable) status |= kStatusMalformed;
+    const Mask mask = p.mask.of(owner);
     const T* row = static_cast<const T*>(p.logits.data) + (readable ? index * p.logits.row_stride : 0);
     Best best{-INFINITY, INT32_MAX};
     float raw_max = -INFINITY;
@@ -158,15 +127,14 @@ __global__ void __launch_bounds__(kGreedyThreads) verify_greedy_kernel(const __g
     if (readable) {
       nan = scan_row(row, vocab, [&](int32_t id, float value) {
         raw_max = fmaxf(raw_max, value);
-        const bool may = allowed == nullptr || (static_cast<uint32_t>(allowed[id / 32]) >> (id % 32) & 1u);
-        if (may && value > -INFINITY) best = better(best, Best{value, id});
+        if (value > -INFINITY && mask.allows(id)) best = better(best, Best{value, id});
       });
     }
     best = block_best(best, shared_best);
-    if (__syncthreads_or(nan)) status |= kNan;
+    if (__syncthreads_or(nan)) status |= kStatusNan;
     const bool dead = best.id == INT32_MAX;
     float lse = dead ? -INFINITY : best.value, logprob = dead ? -INFINITY : 0.0f;
-    if (p.logprobs_mode == 2 && !dead) {
+    if (p.logprobs_mode == Logprobs::raw && !dead) {
       const float highest = block_best(Best{raw_max, 0}, shared_best).value;
       float sum = 0.0f;
       scan_row(row, vocab, [&](int32_t, float value) { sum += expf(value - highest); });
@@ -176,14 +144,14 @@ __global__ void __launch_bounds__(kGreedyThreads) verify_greedy_kernel(const __g
     if (threadIdx.x == 0) {
       shared_child = dead ? -1 : child_with_token(p.tree, nodes, node, best.id);
       const int64_t at = request * width + emitted;
-      MutableIndexView{p.out_tokens, 1, p.tree.tokens.wide}.set(at, dead ? -1 : best.id);
+      p.out_tokens.set(at, dead ? -1 : best.id);
       p.path[at] = node;
       if (p.logprobs != nullptr) {
         p.logprobs[at] = logprob;
         p.lse[at] = lse;
       }
     }
-    if (dead) status |= kDeadEnd;
+    if (dead) status |= kStatusDeadEnd;
     __syncthreads();
     node = shared_child;
     ++emitted;
@@ -194,13 +162,13 @@ __global__ void __launch_bounds__(kGreedyThreads) verify_greedy_kernel(const __g
   }
   for (int64_t i = emitted + threadIdx.x; i < width; i += kGreedyThreads) {
     const int64_t at = request * width + i;
-    MutableIndexView{p.out_tokens, 1, p.tree.tokens.wide}.set(at, -1);
+    p.out_tokens.set(at, -1);
     p.path[at] = -1;
     if (p.logprobs != nullptr) p.logprobs[at] = p.lse[at] = 0.0f;
   }
 }
 
-inline cudaError_t launch_verify_greedy(const GreedyParams& p, cudaStream_t stream) {
+inline cudaError_t launch_verify_greedy(const VerifyCall& p, cudaStream_t stream) {
   if (p.tree.batch == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(p.tree.batch));
   switch (p.logits.type) {

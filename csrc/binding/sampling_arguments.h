@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// Groups of arguments that several ops share, as torch-free views: settings, masks, and what every verification rule is
+// given (specdec_kernels/_schema.py names the groups).
+#pragma once
+
+#include "../common/sampling_law.h"
+#include "../common/verify_call.h"
+#include "checks.h"
+
+namespace specdec {
+
+inline FilterOrder read_filter_order(const Arguments& a, const char* name, int64_t order) {
+  SPECDEC_CHECK(order >= 0 && order <= 2, a.op(), ": ", name, " must be 0, 1 or 2, got ", order);
+  return static_cast<FilterOrder>(order);
+}
+
+// The four settings of a law over `batch` requests.
+inline SamplingView read_settings(const Arguments& a, const OptionalTensor& temperature, const OptionalTensor& top_k,
+                                  const OptionalTensor& top_p, const OptionalTensor& min_p, int64_t order,
+                                  int64_t batch) {
+  SamplingView view;
+  view.temperature = a.vector<float>("temperature", temperature, batch);
+  view.top_k = a.vector<int32_t>("top_k", top_k, batch);
+  view.top_p = a.vector<float>("top_p", top_p, batch);
+  view.min_p = a.vector<float>("min_p", min_p, batch);
+  view.order = read_filter_order(a, "filter_order", order);
+  return view;
+}
+
+// Columns are addressed by 32-bit ids.
+inline RowsView read_logits(const Arguments& a, const char* name, const Tensor& logits) {
+  const RowsView rows = a.rows(name, logits);
+  SPECDEC_CHECK(rows.columns >= 1 && rows.columns <= INT32_MAX, a.op(), ": ", name,
+                " must have between 1 and 2147483647 columns, got ", rows.columns);
+  return rows;
+}
+
+// `owners` rows of logits have a row of the mask each. `vocab` 0: of a vocabulary that is not known here.
+inline MaskView read_mask(const Arguments& a, const OptionalTensor& allowed, const OptionalTensor& allowed_rows,
+                          int64_t owners, int64_t vocab) {
+  MaskView view;
+  SPECDEC_CHECK(allowed.has_value() || !allowed_rows.has_value(), a.op(),
+                ": allowed must be given with allowed_rows, got None");
+  if (!allowed) return view;
+  a.check_rank("allowed", *allowed, 2);
+  a.check_shape("allowed", *allowed, allowed->size(0), vocab > 0 ? (vocab + 31) / 32 : allowed->size(1));
+  a.check_type<int32_t>("allowed", *allowed);
+  view.words = static_cast<const int32_t*>(allowed->data_ptr());
+  view.rows = allowed->size(0);
+  view.columns = allowed->size(1);
+  view.row_stride = allowed->stride(0);
+  view.index = a.index("allowed_rows", allowed_rows, owners);
+  // An empty mask has no memory, but restricts all the same.
+  static const int32_t none = 0;
+  if (view.words == nullptr) view.words = &none;
+  return view;
+}
+
+inline Strided<const int32_t> read_int32(const Arguments& a, const char* name, const Tensor& tensor, int64_t size) {
+  const Strided<int32_t> view = a.vector<int32_t>(name, tensor, size);
+  return {view.data, view.stride};
+}
+
+struct ResultTensors {
+  const Tensor& tokens;
+  const Tensor& num_tokens;
+  const Tensor& path;
+  const Tensor& status;
+  const OptionalTensor& logprobs;
+  const OptionalTensor& lse;
+};
+
+struct TreeTensors {
+  const Tensor& cu_nodes;
+  const Tensor& tokens;
+  const Tensor& parents;
+  const Tensor& depths;
+  const Tensor& ends;
+};
+
+inline VerifyCall read_verify_call(const Arguments& a, const TreeTensors& tree, const Tensor& logits,
+                                   const OptionalTensor& rows, const OptionalTensor& allowed,
+                                   const OptionalTensor& allowed_rows, const OptionalTensor& active,
+                                   const OptionalTensor& max_tokens, int64_t logprobs_mode,
+                                   const ResultTensors& result) {
+  a.check_rank("tree.tokens", tree.tokens, 1);
+  a.check_rank("out.path", result.path, 2);
+  const int64_t total = tree.tokens.size(0), batch = result.path.size(0), width = result.path.size(1);
+  SPECDEC_CHECK(width >= 1, a.op(), ": out.path must have at least one column, got ", width);
+  SPECDEC_CHECK(logprobs_mode >= 0 && logprobs_mode <= 2, a.op(), ": logprobs must be 0, 1 or 2, got ", logprobs_mode);
+  VerifyCall call;
+  call.tree.cu_nodes = read_int32(a, "tree.cu_nodes", tree.cu_nodes, batch + 1);
+  call.tree.tokens = a.index("tree.tokens", tree.tokens, total);
+  call.tree.parents = read_int32(a, "tree.parents", tree.parents, total);
+  call.tree.depths = read_int32(a, "tree.depths", tree.depths, total);
+  call.tree.ends = read_int32(a, "tree.ends", tree.ends, total);
+  call.tree.batch = batch;
+  call.tree.total = total;
+  call.tree.max_depth = width - 1;
+  call.logits = read_logits(a, "logits", logits);
+  call.rows = a.index("rows", rows, total);
+  SPECDEC_CHECK(rows.has_value() || call.logits.rows >= total, a.op(), ": logits must have at least ", total,
+                " rows, got ", call.logits.rows);
+  call.mask = read_mask(a, allowed, allowed_rows, total, call.logits.columns);
+  call.active = a.vector<bool>("active", active, batch);
+  call.max_tokens = a.index("max_tokens", max_tokens, batch);
+  call.logprobs_mode = static_cast<Logprobs>(logprobs_mode);
+  a.check_contiguous_rows("out.tokens", result.tokens, batch, width);
+  call.out_tokens = {result.tokens.data_ptr(), 1, a.is_wide("out.tokens", result.tokens)};
+  call.num_tokens = a.contiguous<int32_t>("out.num_tokens", result.num_tokens, batch);
+  call.path = a.contiguous_rows<int32_t>("out.path", result.path, batch, width);
+  call.status = a.contiguous<int32_t>("out.status", result.status, batch);
+  if (logprobs_mode != 0) {
+    SPECDEC_CHECK(result.logprobs && result.lse, a.op(), ": out.logprobs must be given with logprobs, got None");
+    call.logprobs = a.contiguous_rows<float>("out.logprobs", *result.logprobs, batch, width);
+    call.lse = a.contiguous_rows<float>("out.lse", *result.lse, batch, width);
+  }
+  return call;
+}
+
+}  // namespace specdec

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// The processed law of one row, without a buffer of the size of the vocabulary. It has one of two forms:
+//
+// * dense: a cut in the order (larger logit, then lower id), and the mass of every block of 4,096 ids; the weights of a
+//   block are computed again when they are needed;
+// * short: the kept ids themselves, ascending, if there are at most kShort of them.
+//
+// Weights are exp((l - max) / T): the best id has 1. In single precision they feed sums (blocks in a fixed order, then
+// over blocks in double precision); a weight that a decision hangs on is computed in double precision.
+#pragma once
+
+#include <vector>
+
+#include "lanes_math.h"
+#include "row.h"
+
+SPECDEC_ISA_BEGIN
+
+inline constexpr int kShort = 4096;
+inline constexpr int kMaxDraws = 256;  // of one row: the draw has eight bits in the counter
+
+// Weights of sixteen logits at a time, relative to `reference` (their maximum, or a larger logit).
+class Weigher {
+ public:
+  explicit Weigher(float t) : temperature(t), scale((float)(kLog2E / t)), extreme(!(t >= 1e-30f && t <= 1e30f)) {}
+  F16 lanes(const F16& logits, float reference) const { return exp2_lanes(log2_of(logits, reference)); }
+  // log2 of the weights; -inf for -inf.
+  F16 log2_of(const F16& logits, float reference) const {
+    if (extreme) return log2_exactly(logits, reference);
+    return (logits - broadcast(reference)) * broadcast(scale);
+  }
+
+ private:
+  F16 log2_exactly(const F16& logits, float reference) const;
+
+  float temperature;
+  float scale;   // log2(e) / T
+  bool extreme;  // single precision would overflow on the way
+};
+
+struct Law {
+  Source source;
+  Settings settings;
+  bool nan = false;
+  float max = 0.0f;  // -inf: nothing can be emitted
+  Cut cut = no_cut();
+  double total = 0.0;  // of the kept weights
+  bool is_short = false;
+
+  // Short: kept entries, by id ascending. Weights relative to the maximum.
+  int count = 0;
+  int32_t ids[kShort];
+  float logits[kShort];
+  float weights[kShort];
+
+  // Dense: per block of ids (of a listed source: blocks of the ids, not of the entries).
+  std::vector<double> block_mass;
+  std::vector<int64_t> removed;  // ids that are taken out, see `remove`
+
+  // Of every block of entries.
+  std::vector<float> block_max;
+  std::vector<float> lane_max;  // sixteen per block
+
+  bool dead() const { return max == -__builtin_inff(); }
+  // Weight relative to the maximum, in double precision; 0 if the id was filtered or does not exist.
+  double weight(float logit, int64_t id) const {
+    return is_kept(cut, logit, id) ? weight_of(logit, max, settings.temperature) : 0.0;
+  }
+  // Probability of an id of a source that is not listed.
+  double probability(int64_t id) const {
+    if (dead() || id < 0 || id >= source.entries) return 0.0;
+    return weight(logit_of(source, id), id) / total;
+  }
+};
+
+// Sums of a fixed order: four runs of sixteen lanes each.
+float sum_block(const float* weights, int count);
+
+// Maxima only: `nan`, `max`, `block_max`, and `lane_max` if it is wanted.
+void scan_maxima(Law& law, const Source& source, int threads, bool lanes = false);
+
+// The same, and `total` and `block_mass` of the unfiltered law at a temperature above 0.
+void scan_law(Law& law, const Source& source, float temperature, int threads, bool lanes = false);
+
+// The processed law at a temperature above 0.
+void find_law(Law& law, const Source& source, const Settings& settings, int threads);
+
+// The kept weights of a block, relative to `reference`, with what was removed at 0; logits from `load_block`.
+void weigh_block(const Law& law, int64_t block, const float* logits, int count, float reference, float* weights);
+
+// `block_mass` and `total` of the dense form, for the law's cut and without what was removed.
+void find_masses(Law& law);
+
+// Takes an id out of the law: its weight is 0 from here on.
+void remove(Law& law, int64_t id);
+
+// The best id of a scanned row; -1 at a dead end.
+int64_t best_id(const Law& law);
+
+// The `num` best ids of a scanned row with a positive weight under its cut, in order; of all of them at temperature 0.
+// Returns how many there are.
+int best_ids(const Law& law, int num, int64_t* to);
+
+// Whether an entry comes before another: larger logit, then lower id.
+static inline bool is_better(float logit, int64_t id, float other_logit, int64_t other_id) {
+  return logit > other_logit || (logit == other_logit && id < other_id);
+}
+
+// cut.cpp: the law under the filters of `law.settings`.
+void find_filtered_law(Law& law, const Source& source, int threads);
+
+SPECDEC_ISA_END

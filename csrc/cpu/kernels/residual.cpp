@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who does what: blocks are spread over threads; their sums are added in ascending order. Memory traffic: per rejected
+// draft one read of both rows (where p is short, only at its ids; where the drafts are deterministic, only the blocks of
+// rejected ids).
+#include "residual.h"
+
+#include <algorithm>
+
+#include "parallel.h"
+
+SPECDEC_ISA_BEGIN
+namespace {
+// A sum this small is rounding, and its inverse no number in single precision.
+constexpr double kLeast = 1e-30;
+}  // namespace
+
+void Residual::begin(const Law& p, const Law* q, bool replacement, int threads) {
+  p_ = &p;
+  q_ = q;
+  replacement_ = replacement;
+  threads_ = threads;
+  q_left_ = 1.0;
+  rejected_.clear();
+  q_share_.clear();
+  inverse_.clear();
+}
+
+bool Residual::is_rejected(int64_t id, size_t among) const {
+  return std::find(rejected_.begin(), rejected_.begin() + (ptrdiff_t)among, id) != rejected_.begin() + (ptrdiff_t)among;
+}
+
+double Residual::draft(int64_t id) const {
+  if (q_ == nullptr) return 1.0;
+  if (!replacement_ && (!(q_left_ > 0) || is_rejected(id, rejected_.size()))) return 0.0;
+  return q_->probability(id) / q_left_;
+}
+
+double Residual::fold(double w, int64_t id) const {
+  const double q = q_ == nullptr || !(w > 0) ? 0.0 : q_->probability(id);
+  for (size_t j = 0; j < rejected_.size() && w > 0; ++j) {
+    if (q_ == nullptr) {
+      w = rejected_[j] == id ? 0.0 : w;
+    } else if (replacement_ || !is_rejected(id, j)) {
+      w -= q * q_share_[j];
+    }
+    w = w > 0 ? w * inverse_[j] : 0.0;
+  }
+  return w;
+}
+
+bool Residual::reject(int64_t id) {
+  const double drawn = q_ == nullptr || replacement_ ? 0.0 : draft(id) * q_left_;
+  rejected_.push_back(id);
+  q_share_.push_back(q_left_ > 0 ? 1.0 / q_left_ : 0.0);
+  inverse_.push_back(1.0);
+  const double sum = p_->is_short ? sum_short() : sum_dense();
+  if (!(sum > kLeast)) return false;
+  inverse_.back() = 1.0 / sum;
+  q_left_ -= drawn;
+  return true;
+}
+
+double Residual::sum_short() {
+  values_.resize((size_t)p_->count);
+  double sum = 0.0;
+  for (int i = 0; i < p_->count; ++i) {
+    values_[(size_t)i] = fold(p_->weight(p_->logits[i], p_->ids[i]) / p_->total, p_->ids[i]);
+    sum += values_[(size_t)i];
+  }
+  return sum;
+}
+
+double Residual::sum_dense() {
+  const int64_t blocks = p_->source.blocks();
+  masses_.resize((size_t)blocks);
+  double scale = 1.0 / p_->total;
+  for (const double inverse : inverse_) scale *= inverse;
+#pragma omp parallel for num_threads(threads_) if (threads_ > 1) schedule(static)
+  for (int64_t b = 0; b < blocks; ++b) {
+    double& mass = masses_[(size_t)b];
+    mass = p_->block_mass[(size_t)b];
+    if (!(mass > 0)) continue;
+    bool touched = q_ != nullptr;
+    for (const int64_t id : rejected_) touched |= id / kBlock == b;
+    if (!touched) {
+      mass *= scale;
+      continue;
+    }
+    alignas(64) float weights[kBlock];
+    const int count = fill_block(b, weights);
+    mass = sum_block(weights, count);
+  }
+  double sum = 0.0;
+  for (const double mass : masses_) sum += mass;
+  return sum;
+}
+
+// A block of w in single precision; the ids that were rejected, whose fold is another one, in double precision.
+int Residual::fill_block(int64_t block, float* weights) const {
+  alignas(64) float logits[kBlock];
+  const int count = load_block(p_->source, block, logits).count;
+  weigh_block(*p_, block, logits, count, p_->max, weights);
+  const F16 p_scale = broadcast((float)(1.0 / p_->total)), zero = broadcast(0.0f);
+  if (q_ == nullptr || q_->dead()) {
+    double product = 1.0;
+    for (const double inverse : inverse_) product *= inverse;
+    const F16 scale = p_scale * broadcast((float)product);
+    for (int i = 0; i < count; i += kLanes) store(weights + i, load(weights + i) * scale);
+  } else {
+    alignas(64) float drafts[kBlock];
+    load_block(q_->source, block, logits);
+    weigh_block(*q_, block, logits, count, q_->max, drafts);
+    const F16 q_scale = broadcast((float)(1.0 / q_->total));
+    for (int i = 0; i < count; i += kLanes) {
+      F16 w = load(weights + i) * p_scale;
+      const F16 q = load(drafts + i) * q_scale;
+      for (size_t j = 0; j < rejected_.size(); ++j) {
+        w = max(w - q * broadcast((float)q_share_[j]), zero) * broadcast((float)inverse_[j]);
+      }
+      store(weights + i, w);
+    }
+  }
+  const int64_t first = block * kBlock;
+  for (const int64_t id : rejected_) {
+    if (id >= first && id < first + count) weights[id - first] = (float)target(id);
+  }
+  return count;
+}
+
+int64_t Residual::draw(const Place& place) const {
+  if (rejected_.empty()) return specdec::cpu::SPECDEC_ISA::draw(*p_, place);
+  if (p_->is_short) {
+    const int index = race_list(place, p_->ids, values_.data(), p_->count);
+    return index < 0 ? -1 : p_->ids[index];
+  }
+  const int64_t block = race_of_blocks(place, masses_);
+  if (block < 0) return -1;
+  alignas(64) float weights[kBlock];
+  const int count = fill_block(block, weights);
+  return race_block(place, block * kBlock, weights, count,
+                    [&](int i) { return weights[i] > 0 ? target(block * kBlock + i) : 0.0; });
+}
+
+SPECDEC_ISA_END
