@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "isa.h"
 
@@ -40,11 +41,13 @@ using F16 = Lanes<VecF>;  // sixteen float lanes
 using I16 = Lanes<VecI>;  // sixteen int32 lanes; comparisons give 0 or -1
 using U16 = Lanes<VecU>;  // sixteen uint32 lanes
 
+// Lanes live in registers: what takes or gives them is part of its caller.
+#define SPECDEC_LANES [[maybe_unused]] static inline __attribute__((always_inline))
 #define SPECDEC_EACH_PART for (int part_ = 0; part_ < kParts; ++part_)
 
 // Element-wise operators for every lane type.
 #define SPECDEC_LANE_OPERATOR(T, op)                                  \
-  static inline T operator op(const T& a, const T& b) {               \
+  SPECDEC_LANES T operator op(const T& a, const T& b) {               \
     T r;                                                              \
     SPECDEC_EACH_PART r.part[part_] = a.part[part_] op b.part[part_]; \
     return r;                                                         \
@@ -66,7 +69,7 @@ SPECDEC_LANE_OPERATOR(U16, ^)
 #undef SPECDEC_LANE_OPERATOR
 
 #define SPECDEC_LANE_COMPARE(T, op)                                   \
-  static inline I16 operator op(const T& a, const T& b) {             \
+  SPECDEC_LANES I16 operator op(const T& a, const T& b) {             \
     I16 r;                                                            \
     SPECDEC_EACH_PART r.part[part_] = a.part[part_] op b.part[part_]; \
     return r;                                                         \
@@ -82,19 +85,19 @@ SPECDEC_LANE_COMPARE(I16, >)
 SPECDEC_LANE_COMPARE(I16, ==)
 #undef SPECDEC_LANE_COMPARE
 
-static inline F16 broadcast(float value) {
+SPECDEC_LANES F16 broadcast(float value) {
   F16 r;
   SPECDEC_EACH_PART r.part[part_] = value - VecF{};
   return r;
 }
 
-static inline I16 broadcast_int(int32_t value) {
+SPECDEC_LANES I16 broadcast_int(int32_t value) {
   I16 r;
   SPECDEC_EACH_PART r.part[part_] = value - VecI{};
   return r;
 }
 
-static inline U16 broadcast_uint(uint32_t value) {
+SPECDEC_LANES U16 broadcast_uint(uint32_t value) {
   U16 r;
   SPECDEC_EACH_PART r.part[part_] = value - VecU{};
   return r;
@@ -102,67 +105,67 @@ static inline U16 broadcast_uint(uint32_t value) {
 
 // Bits of one lane type seen as another.
 template <class To, class From>
-static inline To bits_as(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
+SPECDEC_LANES To bits_as(const From& from) {
   To to;
-  std::memcpy(&to, &from, sizeof(to));
+  using Vector = std::remove_reference_t<decltype(to.part[0])>;
+  SPECDEC_EACH_PART to.part[part_] = (Vector)from.part[part_];
   return to;
 }
 
 // Where the mask is set the value, else 0.
-static inline F16 keep(const I16& mask, const F16& a) {
+SPECDEC_LANES F16 keep(const I16& mask, const F16& a) {
   F16 r;
   SPECDEC_EACH_PART r.part[part_] = (VecF)((VecI)a.part[part_] & mask.part[part_]);
   return r;
 }
 
 // mask ? a : b, lane by lane; the mask's lanes are 0 or -1.
-static inline F16 select(const I16& mask, const F16& a, const F16& b) {
+SPECDEC_LANES F16 select(const I16& mask, const F16& a, const F16& b) {
   F16 r;
   SPECDEC_EACH_PART r.part[part_] = mask.part[part_] ? a.part[part_] : b.part[part_];
   return r;
 }
 
 // Where one of the two is NaN, the second one.
-static inline F16 max(const F16& a, const F16& b) {
+SPECDEC_LANES F16 max(const F16& a, const F16& b) {
   F16 r;
   SPECDEC_EACH_PART r.part[part_] = a.part[part_] > b.part[part_] ? a.part[part_] : b.part[part_];
   return r;
 }
 
-static inline F16 min(const F16& a, const F16& b) {
+SPECDEC_LANES F16 min(const F16& a, const F16& b) {
   F16 r;
   SPECDEC_EACH_PART r.part[part_] = a.part[part_] < b.part[part_] ? a.part[part_] : b.part[part_];
   return r;
 }
 
-static inline U16 operator<<(const U16& a, int bits) {
+SPECDEC_LANES U16 operator<<(const U16& a, int bits) {
   U16 r;
   SPECDEC_EACH_PART r.part[part_] = a.part[part_] << bits;
   return r;
 }
 
-static inline U16 operator>>(const U16& a, int bits) {
+SPECDEC_LANES U16 operator>>(const U16& a, int bits) {
   U16 r;
   SPECDEC_EACH_PART r.part[part_] = a.part[part_] >> bits;
   return r;
 }
 
 // The sign comes in from the left.
-static inline I16 operator>>(const I16& a, int bits) {
+SPECDEC_LANES I16 operator>>(const I16& a, int bits) {
   I16 r;
   SPECDEC_EACH_PART r.part[part_] = a.part[part_] >> bits;
   return r;
 }
 
-static inline F16 to_float(const I16& a) {
+SPECDEC_LANES F16 to_float(const I16& a) {
   F16 r;
   SPECDEC_EACH_PART r.part[part_] = __builtin_convertvector(a.part[part_], VecF);
   return r;
 }
 
 // The low 32 bits of `a * m`, and the high ones.
-static inline U16 multiply_wide(const U16& a, uint32_t m, U16& high) {
+SPECDEC_LANES U16 multiply_wide(const U16& a, uint32_t m, U16& high) {
   U16 low;
   SPECDEC_EACH_PART {
 #if defined(__AVX512F__)
@@ -186,16 +189,25 @@ static inline U16 multiply_wide(const U16& a, uint32_t m, U16& high) {
   return low;
 }
 
-static inline F16 load(const float* from) {
-  F16 r;
-  std::memcpy(&r, from, sizeof(r));
+// Register by register: compilers would move a whole F16 through the stack.
+template <class To, class Element>
+SPECDEC_LANES To load_as(const Element* from) {
+  static_assert(sizeof(Element) == 4);
+  To r;
+  SPECDEC_EACH_PART std::memcpy(&r.part[part_], from + part_ * kVectorLanes, SPECDEC_VECTOR_BYTES);
   return r;
 }
+SPECDEC_LANES F16 load(const float* from) { return load_as<F16>(from); }
 
-static inline void store(float* to, const F16& lanes) { std::memcpy(to, &lanes, sizeof(lanes)); }
+template <class From, class Element>
+SPECDEC_LANES void store_as(Element* to, const From& lanes) {
+  static_assert(sizeof(Element) == 4);
+  SPECDEC_EACH_PART std::memcpy(to + part_ * kVectorLanes, &lanes.part[part_], SPECDEC_VECTOR_BYTES);
+}
+SPECDEC_LANES void store(float* to, const F16& lanes) { store_as(to, lanes); }
 
 // Widened exactly to float: the bits of a bfloat16 are the upper half of a float's.
-static inline F16 load_bfloat16(const uint16_t* from) {
+SPECDEC_LANES F16 load_bfloat16(const uint16_t* from) {
   U16 r;
   SPECDEC_EACH_PART {
     VecU16 half;
@@ -207,7 +219,7 @@ static inline F16 load_bfloat16(const uint16_t* from) {
 
 // Widened exactly to float: the exponent is rebased by a product with 2^112, which also scales subnormals; infinity and
 // NaN (exponent 31) get the exponent of their float kind.
-static inline F16 load_float16(const uint16_t* from) {
+SPECDEC_LANES F16 load_float16(const uint16_t* from) {
   F16 r;
   SPECDEC_EACH_PART {
     VecU16 half;
@@ -228,7 +240,7 @@ static inline F16 load_float16(const uint16_t* from) {
 }
 
 // True where any lane of the mask is set.
-static inline bool any(const I16& mask) {
+SPECDEC_LANES bool any(const I16& mask) {
   VecI seen = mask.part[0];
   for (int part = 1; part < kParts; ++part) seen |= mask.part[part];
   int64_t words[SPECDEC_VECTOR_BYTES / 8];
@@ -239,7 +251,7 @@ static inline bool any(const I16& mask) {
 }
 
 // Lanes added pairwise at distance 8, 4, 2, 1: one order on every machine.
-static inline float sum(const F16& lanes) {
+SPECDEC_LANES float sum(const F16& lanes) {
   float v[kLanes];
   store(v, lanes);
   for (int width = kLanes / 2; width > 0; width /= 2) {
@@ -248,7 +260,7 @@ static inline float sum(const F16& lanes) {
   return v[0];
 }
 
-static inline float min_lane(const F16& lanes) {
+SPECDEC_LANES float min_lane(const F16& lanes) {
   float v[kLanes];
   store(v, lanes);
   for (int width = kLanes / 2; width > 0; width /= 2) {
@@ -257,7 +269,7 @@ static inline float min_lane(const F16& lanes) {
   return v[0];
 }
 
-static inline float max_lane(const F16& lanes) {
+SPECDEC_LANES float max_lane(const F16& lanes) {
   float v[kLanes];
   store(v, lanes);
   for (int width = kLanes / 2; width > 0; width /= 2) {

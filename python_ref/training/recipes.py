@@ -82,7 +82,7 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("pystdlib-target", 256, 8, 4, 2, 768, tokens=4_500_000),
+        Recipe("pystdlib-target", 256, 8, 4, 2, 768, tokens=3_200_000),
         Recipe(
             "pystdlib-draft",
             192,

@@ -63,10 +63,12 @@ Cut cut_among(Entry* entries, int count, Measure measure, double limit, double b
 int gather(const Law& law, const Cut& keep, float highest, Entry* to) {
   const F16 least = broadcast(keep.logit);
   int count = 0;
-  alignas(64) float logits[kBlock];
+  alignas(64) float buffer[kBlock];
   for (int64_t b = 0; b < law.source.blocks(); ++b) {
     if (law.block_max[b] < keep.logit || law.block_max[b] == kNothing) continue;
-    const int length = load_block(law.source, b, logits).count;
+    const Block block = load_block(law.source, b, buffer);
+    const float* logits = block.logits;
+    const int length = block.count;
     for (int i = 0; i < length; i += kLanes) {
       if (!any(load(logits + i) >= least)) continue;
       for (int j = i; j < i + kLanes && j < length; ++j) {
@@ -82,7 +84,7 @@ int gather(const Law& law, const Cut& keep, float highest, Entry* to) {
   for (int i = 0; i < count; i += kLanes) {
     alignas(64) float values[kLanes];
     for (int j = 0; j < kLanes; ++j) values[j] = i + j < count ? to[i + j].logit : kNothing;
-    store(values, weigher.lanes(load(values), law.max));
+    weigher.weigh(values, kLanes, law.max, values);
     for (int j = 0; j < kLanes && i + j < count; ++j) to[i + j].weight = values[j];
   }
   return count;
@@ -98,22 +100,22 @@ struct Histogram {
     std::fill(counts, counts + kBuckets, 0);
     const Weigher weigher(law.settings.temperature);
     const F16 least = broadcast(from_ordered(low));
-    alignas(64) float logits[kBlock];
+    alignas(64) float buffer[kBlock], weights[kBlock];
     for (int64_t b = 0; b < law.source.blocks(); ++b) {
       if (law.block_max[b] == kNothing || ordered(law.block_max[b]) < low) continue;
-      const int length = load_block(law.source, b, logits).count;
+      const Block block = load_block(law.source, b, buffer);
+      const float* logits = block.logits;
+      const int length = block.count;
+      if (measure == Measure::mass) weigher.weigh(logits, length, law.max, weights);
       for (int i = 0; i < length; i += kLanes) {
-        const F16 values = load(logits + i);
-        if (!any(values >= least)) continue;
-        alignas(64) float weights[kLanes];
-        if (measure == Measure::mass) store(weights, weigher.lanes(values, law.max));
+        if (!any(load(logits + i) >= least)) continue;
         for (int j = 0; j < kLanes && i + j < length; ++j) {
           const float logit = logits[i + j];
           if (logit == kNothing) continue;
           const int32_t key = ordered(logit);
           if (key < low || key > high || !is_kept(first, logit, law.source.id(b * kBlock + i + j))) continue;
           const int bucket = (int)(((int64_t)high - key) >> shift);
-          amounts[bucket] += measure == Measure::rank ? 1.0 : weights[j];
+          amounts[bucket] += measure == Measure::rank ? 1.0 : weights[i + j];
           ++counts[bucket];
         }
       }
@@ -125,10 +127,12 @@ struct Histogram {
 int64_t id_of_tie(const Law& law, const Cut& first, float logit, int64_t rank) {
   const auto up_to = [&](int64_t last) {
     int64_t count = 0;
-    alignas(64) float logits[kBlock];
+    alignas(64) float buffer[kBlock];
     for (int64_t b = 0; b < law.source.blocks(); ++b) {
       if (law.block_max[b] < logit) continue;
-      const int length = load_block(law.source, b, logits).count;
+      const Block block = load_block(law.source, b, buffer);
+      const float* logits = block.logits;
+      const int length = block.count;
       for (int i = 0; i < length; ++i) {
         if (logits[i] != logit) continue;
         const int64_t id = law.source.id(b * kBlock + i);

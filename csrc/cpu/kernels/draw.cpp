@@ -19,15 +19,15 @@ bool is_removed(const Law& law, int64_t id) {
 
 // The race inside a block of ids of a listed source, whose ids lie anywhere in the row.
 int64_t race_listed(const Law& law, const Place& place, int64_t winner_block) {
-  alignas(64) float logits[kBlock];
+  alignas(64) float buffer[kBlock];
   Winner winner;
   for (int64_t b = 0; b < law.source.blocks(); ++b) {
     if (law.block_max[b] < law.cut.logit) continue;
-    const int count = load_block(law.source, b, logits).count;
-    for (int i = 0; i < count; ++i) {
+    const Block block = load_block(law.source, b, buffer);
+    for (int i = 0; i < block.count; ++i) {
       const int64_t id = law.source.id(b * kBlock + i);
       if (id < 0 || id / kBlock != winner_block || is_removed(law, id)) continue;
-      const double weight = law.weight(logits[i], id);
+      const double weight = law.weight(block.logits[i], id);
       if (weight > 0) winner.offer(exponential_of_id(place, id) / weight, id);
     }
   }
@@ -74,15 +74,16 @@ class Queue {
 };
 
 // E / w has the order of log2 E - log2 w, in which weights of any size can be compared.
-void arrivals_of_block(const Law& law, const Place& place, int64_t block, Queue& queue) {
-  alignas(64) float logits[kBlock];
-  const int64_t first = block * kBlock;
-  const int count = load_block(law.source, block, logits).count;
-  const int padded = (count + kNoiseIds - 1) / kNoiseIds * kNoiseIds;
-  for (int i = (count + kLanes - 1) / kLanes * kLanes; i < padded; ++i) logits[i] = -__builtin_inff();
+void arrivals_of_block(const Law& law, const Place& place, int64_t index, Queue& queue) {
+  alignas(64) float buffer[kBlock];
+  const int64_t first = index * kBlock;
+  const Block block = load_block(law.source, index, buffer);  // padded to a multiple of kNoiseIds
+  const float* logits = block.logits;
+  const int count = block.count;
   const Weigher weigher(law.settings.temperature);
-  const F16 least = broadcast(law.cut.logit), late = broadcast(__builtin_inff());
-  for (int i = 0; i < padded; i += kNoiseIds) {
+  const bool extreme = weigher.extreme();
+  const F16 most = broadcast(law.max), least = broadcast(law.cut.logit), late = broadcast(__builtin_inff());
+  for (int i = 0; i < count; i += kNoiseIds) {
     alignas(64) uint32_t noise[kNoiseIds];
     noise_of_ids(place, first + i, noise);
     // Room for what the estimates are off: two units in the last place of log2 w and of log2 E.
@@ -92,10 +93,10 @@ void arrivals_of_block(const Law& law, const Place& place, int64_t block, Queue&
       limit = (float)(last + 2e-3 + 1e-6 * (last < 0 ? -last : last));
     }
     for (int j = i; j < i + kNoiseIds; j += kLanes) {
-      U16 words;
-      std::memcpy(&words, noise + j - i, sizeof(words));
+      const U16 words = load_as<U16>(noise + j - i);
       const F16 values = load(logits + j);
-      F16 score = log2_lanes(exponential_lanes(words)) - weigher.log2_of(values, law.max);
+      const F16 weight = extreme ? weigher.log2_exactly(values, law.max) : weigher.log2_of(values, most);
+      F16 score = log2_lanes(exponential_lanes(words)) - weight;
       score = select(values >= least, score, late);
       if (queue.full() && !any(score <= broadcast(limit))) continue;
       alignas(64) float scores[kLanes];
@@ -158,14 +159,14 @@ int64_t draw(const Law& law, const Place& place) {
     const int index = race_list(place, law.ids, weights, law.count);
     return index < 0 ? -1 : law.ids[index];
   }
-  const int64_t block = race_of_blocks(place, law.block_mass);
-  if (block < 0) return -1;
-  if (law.source.listed()) return race_listed(law, place, block);
-  alignas(64) float logits[kBlock], weights[kBlock];
-  const int count = load_block(law.source, block, logits).count;
-  weigh_block(law, block, logits, count, law.block_max[block], weights);
-  return race_block(place, block * kBlock, weights, count, [&](int i) {
-    return weights[i] > 0 ? law.weight(logits[i], block * kBlock + i) : 0.0;
+  const int64_t winner = race_of_blocks(place, law.block_mass);
+  if (winner < 0) return -1;
+  if (law.source.listed()) return race_listed(law, place, winner);
+  alignas(64) float buffer[kBlock], weights[kBlock];
+  const Block block = load_block(law.source, winner, buffer);
+  weigh_block(law, winner, block, law.block_max[winner], weights);
+  return race_block(place, winner * kBlock, weights, block.count, [&](int i) {
+    return weights[i] > 0 ? law.weight(block.logits[i], winner * kBlock + i) : 0.0;
   });
 }
 
@@ -184,11 +185,11 @@ int arrivals(const Law& law, const Place& place, int num, int64_t* to) {
       arrivals_of_block(law, place, b, queue);
       continue;
     }
-    alignas(64) float logits[kBlock];
-    const int count = load_block(law.source, b, logits).count;
-    for (int i = 0; i < count; ++i) {
+    alignas(64) float buffer[kBlock];
+    const Block block = load_block(law.source, b, buffer);
+    for (int i = 0; i < block.count; ++i) {
       const int64_t id = law.source.id(b * kBlock + i);
-      const double weight = id < 0 || is_removed(law, id) ? 0.0 : law.weight(logits[i], id);
+      const double weight = id < 0 || is_removed(law, id) ? 0.0 : law.weight(block.logits[i], id);
       if (weight > 0) queue.offer(exponential_of_id(place, id) / weight, id);
     }
   }

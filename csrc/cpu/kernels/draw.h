@@ -35,9 +35,7 @@ int64_t race_block(const Place& place, int64_t first, float* weights, int count,
     alignas(64) uint32_t noise[kNoiseIds];
     noise_of_ids(place, first + i, noise);
     for (int j = 0; j < kNoiseIds; j += kLanes) {
-      U16 words;
-      std::memcpy(&words, noise + j, sizeof(words));
-      const F16 score = exponential_lanes(words) / load(weights + i + j);
+      const F16 score = exponential_lanes(load_as<U16>(noise + j)) / load(weights + i + j);
       best = min(score, best);
       store(scores + i + j, score);
     }

@@ -9,8 +9,8 @@
 
 SPECDEC_ISA_BEGIN
 
-// 2^t for t <= 0; 0 below -126, for -inf and for NaN; exactly 1 at 0.
-static inline F16 exp2_lanes(const F16& t) {
+// 2^t for t in [-126, 0]; exactly 1 at 0.
+SPECDEC_LANES F16 exp2_in_range(const F16& t) {
   // Adding 1.5 * 2^23 rounds to an integer, which is left in the low bits.
   const F16 magic = broadcast(12582912.0f);
   const F16 shifted = t + magic;
@@ -22,12 +22,14 @@ static inline F16 exp2_lanes(const F16& t) {
   p = p * f + broadcast(0x1.ebf9bcp-3f);
   p = p * f + broadcast(0x1.62e42ap-1f);
   p = p * f + broadcast(1.0f);
-  const U16 scaled = bits_as<U16>(p) + (bits_as<U16>(shifted) << 23);
-  return keep(t >= broadcast(-126.0f), bits_as<F16>(scaled));
+  return bits_as<F16>(bits_as<U16>(p) + (bits_as<U16>(shifted) << 23));
 }
 
+// The same for all t <= 0: 0 below -126, for -inf and for NaN.
+SPECDEC_LANES F16 exp2_lanes(const F16& t) { return keep(t >= broadcast(-126.0f), exp2_in_range(t)); }
+
 // Splits normal x > 0 into m 2^e with m in [0.707, 1.414).
-static inline F16 split(const F16& x, F16& exponent) {
+SPECDEC_LANES F16 split(const F16& x, F16& exponent) {
   const I16 offset = bits_as<I16>(x) - broadcast_int(0x3f3504f3);
   const I16 e = offset >> 23;
   exponent = to_float(e);
@@ -35,7 +37,7 @@ static inline F16 split(const F16& x, F16& exponent) {
 }
 
 // log2 of normal x > 0: 2 / ln 2 times the series of atanh((m - 1) / (m + 1)), whose argument is at most 0.172.
-static inline F16 log2_lanes(const F16& x) {
+SPECDEC_LANES F16 log2_lanes(const F16& x) {
   F16 e;
   const F16 m = split(x, e);
   const F16 one = broadcast(1.0f);
@@ -51,7 +53,7 @@ static inline F16 log2_lanes(const F16& x) {
 
 // E(r) of csrc/common/race.h. Both ends go through 2 atanh(s): below 2^31 -log(1 - v) with s = v / (2 - v), above it
 // -log(v) with s = (1 - m) / (1 + m) of v = m 2^e; v = (min(r, ~r) + 0.5) 2^-32.
-static inline F16 exponential_lanes(const U16& r) {
+SPECDEC_LANES F16 exponential_lanes(const U16& r) {
   const I16 upper = bits_as<I16>(r) >> 31;
   const F16 half = broadcast(0.5f), one = broadcast(1.0f);
   const F16 v = (to_float(bits_as<I16>(r ^ bits_as<U16>(upper))) + half) * broadcast(0x1p-32f);
@@ -70,11 +72,9 @@ static inline F16 exponential_lanes(const U16& r) {
 }
 
 // The four words of sixteen consecutive indices.
-static inline void philox_lanes(const Place& place, uint32_t first, U16 (&words)[4]) {
+SPECDEC_LANES void philox_lanes(const Place& place, uint32_t first, U16 (&words)[4]) {
   static constexpr uint32_t kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  U16 c0;
-  std::memcpy(&c0, kCount, sizeof(c0));
-  c0 = c0 + broadcast_uint(first);
+  U16 c0 = load_as<U16>(kCount) + broadcast_uint(first);
   U16 c1 = broadcast_uint(place.counter[0]), c2 = broadcast_uint(place.counter[1]);
   U16 c3 = broadcast_uint(place.counter[2]);
   uint32_t k0 = place.key[0], k1 = place.key[1];
@@ -98,11 +98,11 @@ static inline void philox_lanes(const Place& place, uint32_t first, U16 (&words)
 inline constexpr int kNoiseIds = 4 * kLanes;
 
 // The random words of ids `first` to `first + 63`; `first` is a multiple of 4.
-static inline void noise_of_ids(const Place& place, int64_t first, uint32_t (&noise)[kNoiseIds]) {
+SPECDEC_LANES void noise_of_ids(const Place& place, int64_t first, uint32_t (&noise)[kNoiseIds]) {
   U16 words[4];
   philox_lanes(place, static_cast<uint32_t>(first / 4), words);
-  uint32_t flat[4][kLanes];
-  std::memcpy(flat, words, sizeof(flat));
+  alignas(64) uint32_t flat[4][kLanes];
+  for (int j = 0; j < 4; ++j) store_as(flat[j], words[j]);
   for (int i = 0; i < kLanes; ++i) {
     for (int j = 0; j < 4; ++j) noise[4 * i + j] = flat[j][i];
   }

@@ -14,17 +14,6 @@ namespace {
 
 constexpr float kNothing = -__builtin_inff();
 
-// Sum of the weights of a block relative to its own maximum. Two runs hide the latency of the additions.
-float sum_exponentials(const Weigher& weigher, const float* logits, int count, float reference) {
-  F16 sums[4] = {broadcast(0.0f), broadcast(0.0f), broadcast(0.0f), broadcast(0.0f)};
-  int i = 0;
-  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
-    for (int j = 0; j < 4; ++j) sums[j] = sums[j] + weigher.lanes(load(logits + i + j * kLanes), reference);
-  }
-  for (int j = 0; i < count; i += kLanes, ++j) sums[j] = sums[j] + weigher.lanes(load(logits + i), reference);
-  return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
-}
-
 struct Ranked {
   float logit;
   int64_t id;
@@ -46,13 +35,15 @@ void scan(Law& law, const Source& source, const Weigher* weigher, int threads, b
   int nan = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(| : nan)
   for (int64_t b = 0; b < blocks; ++b) {
-    alignas(64) float logits[kBlock];
-    const BlockFacts facts = load_block(source, b, logits);
-    nan |= facts.nan;
-    law.block_max[b] = facts.max;
-    if (lanes) store(law.lane_max.data() + b * kLanes, facts.lane_max);
+    alignas(64) float buffer[kBlock];
+    const Block block = load_block(source, b, weigher != nullptr ? buffer : nullptr);
+    nan |= block.nan;
+    law.block_max[b] = block.max;
+    if (lanes) store(law.lane_max.data() + b * kLanes, block.lane_max);
     if (weigher != nullptr) {
-      law.block_mass[b] = facts.max == kNothing ? 0.0 : sum_exponentials(*weigher, logits, facts.count, facts.max);
+      const Source::Bytes next = source.bytes_of(b + 1);
+      law.block_mass[b] =
+          block.max == kNothing ? 0.0 : weigher->sum(block.logits, block.count, block.max, next.data, next.size);
     }
   }
   law.nan = nan != 0;
@@ -80,15 +71,51 @@ F16 Weigher::log2_exactly(const F16& logits, float reference) const {
   float values[kLanes];
   store(values, logits);
   for (float& value : values) {
-    if (value > kNothing) value = (float)(((double)value - reference) / temperature * kLog2E);
+    if (value > kNothing) value = (float)(((double)value - reference) / temperature_ * kLog2E);
   }
   return load(values);
 }
 
+void Weigher::weigh(const float* logits, int count, float reference, float* to) const {
+  if (extreme()) {
+    for (int i = 0; i < count; i += kLanes) store(to + i, exp2_lanes(log2_exactly(load(logits + i), reference)));
+    return;
+  }
+  const F16 most = broadcast(reference);
+  for (int i = 0; i < count; i += kLanes) store(to + i, exp2_lanes(log2_of(load(logits + i), most)));
+}
+
+// Two runs of sixteen lanes each. What underflows counts as 2^-126: not enough to be seen, and cheaper than nothing.
+float Weigher::sum(const float* logits, int count, float reference, const char* ahead, int ahead_bytes) const {
+  if (extreme()) {
+    alignas(64) float weights[kBlock];
+    weigh(logits, count, reference, weights);
+    return sum_block(weights, count);
+  }
+  const F16 most = broadcast(reference);
+  const F16 least = broadcast(-126.0f);
+  F16 even = broadcast(0.0f), odd = broadcast(0.0f);
+  const int step = ahead_bytes / (kBlock / (2 * kLanes));
+  int i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    for (int line = 0; line < step; line += 64) __builtin_prefetch(ahead + line);
+    ahead += step;
+    even = even + exp2_in_range(max(log2_of(load(logits + i), most), least));
+    odd = odd + exp2_in_range(max(log2_of(load(logits + i + kLanes), most), least));
+  }
+  for (; i < count; i += kLanes) even = even + exp2_in_range(max(log2_of(load(logits + i), most), least));
+  return specdec::cpu::SPECDEC_ISA::sum(even + odd);
+}
+
 float sum_block(const float* weights, int count) {
-  F16 sums[4] = {broadcast(0.0f), broadcast(0.0f), broadcast(0.0f), broadcast(0.0f)};
-  for (int i = 0, j = 0; i < count; i += kLanes, j = (j + 1) % 4) sums[j] = sums[j] + load(weights + i);
-  return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  F16 even = broadcast(0.0f), odd = broadcast(0.0f);
+  int i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    even = even + load(weights + i);
+    odd = odd + load(weights + i + kLanes);
+  }
+  for (; i < count; i += kLanes) even = even + load(weights + i);
+  return sum(even + odd);
 }
 
 void scan_maxima(Law& law, const Source& source, int threads, bool lanes) {
@@ -120,13 +147,14 @@ void find_law(Law& law, const Source& source, const Settings& settings, int thre
   }
 }
 
-void weigh_block(const Law& law, int64_t block, const float* logits, int count, float reference, float* weights) {
-  const Weigher weigher(law.settings.temperature);
-  const F16 least = broadcast(law.cut.logit);
-  const int64_t first = block * kBlock;
-  for (int i = 0; i < count; i += kLanes) {
-    const F16 values = load(logits + i);
-    store(weights + i, keep(values >= least, weigher.lanes(values, reference)));
+void weigh_block(const Law& law, int64_t index, const Block& block, float reference, float* weights) {
+  const int64_t first = index * kBlock;
+  const float* logits = block.logits;
+  const int count = block.count;
+  Weigher(law.settings.temperature).weigh(logits, count, reference, weights);
+  if (law.cut.logit > -kLargest) {
+    const F16 least = broadcast(law.cut.logit);
+    for (int i = 0; i < count; i += kLanes) store(weights + i, keep(load(logits + i) >= least, load(weights + i)));
   }
   if (law.cut.id != kLastId) {
     for (int i = 0; i < count; ++i) {
@@ -149,15 +177,15 @@ void find_masses(Law& law) {
   const bool listed = source.listed();
   law.block_mass.assign(listed ? id_blocks(source) : source.blocks(), 0.0);
   if (!law.dead()) {
-    alignas(64) float logits[kBlock], weights[kBlock];
+    alignas(64) float buffer[kBlock], weights[kBlock];
     for (int64_t b = 0; b < source.blocks(); ++b) {
       if (law.block_max[b] < law.cut.logit) continue;
-      const int count = load_block(source, b, logits).count;
-      weigh_block(law, b, logits, count, law.max, weights);
+      const Block block = load_block(source, b, buffer);
+      weigh_block(law, b, block, law.max, weights);
       if (listed) {
-        add_by_id(law, b, weights, count);
+        add_by_id(law, b, weights, block.count);
       } else {
-        law.block_mass[b] = sum_block(weights, count);
+        law.block_mass[b] = sum_block(weights, block.count);
       }
     }
   }
@@ -174,22 +202,22 @@ void remove(Law& law, int64_t id) {
     return;
   }
   if (law.source.listed()) return find_masses(law);
-  alignas(64) float logits[kBlock], weights[kBlock];
-  const int64_t block = id / kBlock;
-  const int count = load_block(law.source, block, logits).count;
-  weigh_block(law, block, logits, count, law.max, weights);
-  law.block_mass[block] = sum_block(weights, count);
+  alignas(64) float buffer[kBlock], weights[kBlock];
+  const int64_t index = id / kBlock;
+  const Block block = load_block(law.source, index, buffer);
+  weigh_block(law, index, block, law.max, weights);
+  law.block_mass[index] = sum_block(weights, block.count);
 }
 
 int64_t best_id(const Law& law) {
   if (law.dead()) return -1;
   int64_t best = kLastId;
-  alignas(64) float logits[kBlock];
+  alignas(64) float buffer[kBlock];
   for (int64_t b = 0; b < law.source.blocks(); ++b) {
     if (law.block_max[b] != law.max) continue;
-    const int count = load_block(law.source, b, logits).count;
-    for (int i = 0; i < count; ++i) {
-      if (logits[i] == law.max) best = std::min(best, law.source.id(b * kBlock + i));
+    const Block block = load_block(law.source, b, buffer);
+    for (int i = 0; i < block.count; ++i) {
+      if (block.logits[i] == law.max) best = std::min(best, law.source.id(b * kBlock + i));
     }
     if (!law.source.listed()) break;  // ids ascend
   }
@@ -214,14 +242,15 @@ int best_ids(const Law& law, int num, int64_t* to) {
   if (law.is_short) {
     for (int i = 0; i < law.count; ++i) offer(law.logits[i], law.ids[i]);
   } else {
-    alignas(64) float logits[kBlock];
+    alignas(64) float buffer[kBlock];
     for (int64_t b = 0; b < law.source.blocks(); ++b) {
       if (law.block_max[b] == kNothing || (size == num && law.block_max[b] < heap[0].logit)) continue;
-      const int count = load_block(law.source, b, logits).count;
-      for (int i = 0; i < count; i += kLanes) {
+      const Block block = load_block(law.source, b, buffer);
+      const float* logits = block.logits;
+      for (int i = 0; i < block.count; i += kLanes) {
         const F16 least = broadcast(size == num ? heap[0].logit : -kLargest);
         if (!any(load(logits + i) >= least)) continue;
-        for (int j = i; j < i + kLanes && j < count; ++j) {
+        for (int j = i; j < i + kLanes && j < block.count; ++j) {
           const int64_t id = law.source.id(b * kBlock + j);
           if (is_kept(law.cut, logits[j], id)) offer(logits[j], id);
         }

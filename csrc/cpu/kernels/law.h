@@ -22,20 +22,26 @@ inline constexpr int kMaxDraws = 256;  // of one row: the draw has eight bits in
 // Weights of sixteen logits at a time, relative to `reference` (their maximum, or a larger logit).
 class Weigher {
  public:
-  explicit Weigher(float t) : temperature(t), scale((float)(kLog2E / t)), extreme(!(t >= 1e-30f && t <= 1e30f)) {}
-  F16 lanes(const F16& logits, float reference) const { return exp2_lanes(log2_of(logits, reference)); }
-  // log2 of the weights; -inf for -inf.
-  F16 log2_of(const F16& logits, float reference) const {
-    if (extreme) return log2_exactly(logits, reference);
-    return (logits - broadcast(reference)) * broadcast(scale);
-  }
+  explicit Weigher(float t) : temperature_(t), scale_((float)(kLog2E / t)) {}
 
- private:
+  // Whether single precision would overflow on the way: then `log2_exactly` is to be used.
+  bool extreme() const { return !(temperature_ >= 1e-30f && temperature_ <= 1e30f); }
+
+  // log2 of the weights; -inf for -inf.
+  __attribute__((always_inline)) F16 log2_of(const F16& logits, const F16& reference) const {
+    return (logits - reference) * broadcast(scale_);
+  }
   F16 log2_exactly(const F16& logits, float reference) const;
 
-  float temperature;
-  float scale;   // log2(e) / T
-  bool extreme;  // single precision would overflow on the way
+  // The weights of `count` logits, and of what follows up to a multiple of sixteen.
+  void weigh(const float* logits, int count, float reference, float* to) const;
+
+  // Their sum, in a fixed order; meanwhile the cache lines from `ahead` on are asked for.
+  float sum(const float* logits, int count, float reference, const char* ahead, int ahead_bytes) const;
+
+ private:
+  float temperature_;
+  float scale_;  // log2(e) / T
 };
 
 struct Law {
@@ -73,7 +79,7 @@ struct Law {
   }
 };
 
-// Sums of a fixed order: four runs of sixteen lanes each.
+// The sum of weights in a fixed order.
 float sum_block(const float* weights, int count);
 
 // Maxima only: `nan`, `max`, `block_max`, and `lane_max` if it is wanted.
@@ -85,8 +91,8 @@ void scan_law(Law& law, const Source& source, float temperature, int threads, bo
 // The processed law at a temperature above 0.
 void find_law(Law& law, const Source& source, const Settings& settings, int threads);
 
-// The kept weights of a block, relative to `reference`, with what was removed at 0; logits from `load_block`.
-void weigh_block(const Law& law, int64_t block, const float* logits, int count, float reference, float* weights);
+// The kept weights of a block of the law's source, relative to `reference`, with what was removed at 0.
+void weigh_block(const Law& law, int64_t index, const Block& block, float reference, float* weights);
 
 // `block_mass` and `total` of the dense form, for the law's cut and without what was removed.
 void find_masses(Law& law);

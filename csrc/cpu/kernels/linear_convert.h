@@ -48,7 +48,7 @@ static inline int8_t to_int8(float value) {
   return (int8_t)(int)(shifted - 12582912.0f);
 }
 
-static inline F16 load_lanes(FloatType type, const void* data, int64_t offset) {
+SPECDEC_LANES F16 load_lanes(FloatType type, const void* data, int64_t offset) {
   switch (type) {
     case FloatType::bfloat16:
       return load_bfloat16(static_cast<const uint16_t*>(data) + offset);

@@ -97,9 +97,10 @@ double Residual::sum_dense() {
 
 // A block of w in single precision; the ids that were rejected, whose fold is another one, in double precision.
 int Residual::fill_block(int64_t block, float* weights) const {
-  alignas(64) float logits[kBlock];
-  const int count = load_block(p_->source, block, logits).count;
-  weigh_block(*p_, block, logits, count, p_->max, weights);
+  alignas(64) float buffer[kBlock];
+  const Block target_block = load_block(p_->source, block, buffer);
+  const int count = target_block.count;
+  weigh_block(*p_, block, target_block, p_->max, weights);
   const F16 p_scale = broadcast((float)(1.0 / p_->total)), zero = broadcast(0.0f);
   if (q_ == nullptr || q_->dead()) {
     double product = 1.0;
@@ -108,8 +109,7 @@ int Residual::fill_block(int64_t block, float* weights) const {
     for (int i = 0; i < count; i += kLanes) store(weights + i, load(weights + i) * scale);
   } else {
     alignas(64) float drafts[kBlock];
-    load_block(q_->source, block, logits);
-    weigh_block(*q_, block, logits, count, q_->max, drafts);
+    weigh_block(*q_, block, load_block(q_->source, block, buffer), q_->max, drafts);
     const F16 q_scale = broadcast((float)(1.0 / q_->total));
     for (int i = 0; i < count; i += kLanes) {
       F16 w = load(weights + i) * p_scale;

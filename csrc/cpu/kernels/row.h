@@ -32,6 +32,16 @@ struct Source {
     const int64_t left = entries - block * kBlock;
     return left < kBlock ? (int)left : kBlock;
   }
+  // Where a block lies in memory; nothing behind the last one, and where entries are gathered.
+  struct Bytes {
+    const char* data;
+    int size;
+  };
+  Bytes bytes_of(int64_t block) const {
+    if (data == nullptr || column_of || block >= blocks()) return {nullptr, 0};
+    const int64_t size = type == FloatType::float32 ? 4 : 2;
+    return {static_cast<const char*>(data) + block * kBlock * size, (int)(kBlock * size)};
+  }
   // The id of an entry; -1 if it has none.
   int64_t id(int64_t entry) const {
     if (!listed()) return entry;
@@ -42,17 +52,19 @@ struct Source {
   static constexpr int64_t kLastListedId = INT32_MAX;
 };
 
-// What is known of a block once it has been read.
-struct BlockFacts {
-  int count = 0;   // entries
-  float max = 0;   // of the clean values; -inf if there is none
-  F16 lane_max;    // of each sixteenth of them
+// A block that has been read.
+struct Block {
+  const float* logits = nullptr;  // clean; null if only the maxima were wanted
+  int count = 0;                  // entries
+  float max = 0;                  // -inf if there is none
+  F16 lane_max;                   // of each sixteenth of them
   bool nan = false;
 };
 
 // Reads a block: NaN is reported and becomes -inf, as does what is not allowed or has no id; +inf becomes the largest
-// float. `to` has kBlock elements; those beyond the block, up to a multiple of sixteen, are -inf.
-BlockFacts load_block(const Source& source, int64_t block, float* to);
+// float. `buffer` has kBlock elements; the block lies there, followed by -inf up to a multiple of 64 entries, or in the
+// row itself if that is clean. Without a buffer only the maxima are found.
+Block load_block(const Source& source, int64_t block, float* buffer);
 
 // The clean value of one entry.
 float logit_of(const Source& source, int64_t entry);
