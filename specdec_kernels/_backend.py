@@ -96,7 +96,7 @@ def _unavailable(op: str, backend: str, reason: str) -> BackendUnavailableError:
 
 
 def _choose(op: str, backend: str | None, device: str) -> str:
-    chosen = backend or (_override[-1] if _override else _environment)
+    chosen = backend if backend is not None else _override[-1] if _override else _environment
     if chosen is not None:
         reason = _REASONS[op, _check_name(chosen)]
         if reason is None and chosen in ("cpu", "cuda") and device != chosen:

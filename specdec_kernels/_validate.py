@@ -101,9 +101,12 @@ def token_tree(op: str, tree: TokenTree) -> tuple[int, int]:
     return tree.cu_nodes.shape[0] - 1, count
 
 
-def sampling(op: str, name: str, value: Sampling, batch: int, device: torch.device, needs_seed: bool = True) -> int:
-    """Check sampling settings; the index of their filter order."""
+def sampling(
+    op: str, name: str, value: Sampling, batch: int | str, device: torch.device, needs_seed: bool = True
+) -> int:
+    """Check sampling settings, of any number of requests if ``batch`` is a name; the index of their filter order."""
     tensor(op, f"{name}.temperature", value.temperature, (batch,), FLOAT32, device)
+    batch = value.temperature.shape[0]
     if value.top_k is not None:
         tensor(op, f"{name}.top_k", value.top_k, (batch,), INT32, device)
     if value.top_p is not None:
@@ -122,17 +125,17 @@ def law(
     allowed: Tensor | None,
     allowed_rows: Tensor | None,
     count: int,
-    vocab: int,
+    vocab: int | None,
     device: torch.device,
 ) -> None:
-    """Check the bit mask of allowed tokens; ``count`` is the number of rows of ``allowed_rows``."""
+    """Check the bit mask of allowed tokens of ``count`` rows; ``vocab`` None: of any number of ids."""
     if allowed is None:
         if allowed_rows is not None:
             raise ValueError(f"{op}: allowed must be given with allowed_rows, got None")
         return
-    words = (vocab + 31) // 32
+    words = "words" if vocab is None else (vocab + 31) // 32
     tensor(op, "allowed", allowed, ("rows", words), INT32, device)
-    if words > 1 and allowed.stride(1) != 1:
+    if allowed.shape[1] > 1 and allowed.stride(1) != 1:
         raise ValueError(f"{op}: allowed must have unit stride in the last dimension, got {allowed.stride(1)}")
     if allowed_rows is not None:
         tensor(op, "allowed_rows", allowed_rows, (count,), INDICES, device)

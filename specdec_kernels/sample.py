@@ -145,7 +145,7 @@ def draft(
     _validate.rows(op, "logits", logits, ("R", "V"), None)
     count, vocab = logits.shape
     device = logits.device
-    batch = count if requests is None else sampling.temperature.shape[0]
+    batch: int | str = count if requests is None else "B"
     order = _validate.sampling(op, "sampling", sampling, batch, device)
     for name, value in (
         ("positions", positions),
@@ -159,9 +159,9 @@ def draft(
     _validate.integer(op, "top", top, 0, num)
     if draft_to_target is not None:
         _validate.tensor(op, "draft_to_target", draft_to_target, (vocab,), _validate.INDICES, device)
-        if allowed is not None and allowed.dim() == 2:
-            vocab = 32 * allowed.shape[1]  # the mask is over target ids, whose number is not known here
-    _validate.law(op, allowed, allowed_rows, count, vocab, device)
+    # With a map the mask is over target ids, whose number is not known here.
+    mask_vocab = vocab if draft_to_target is None else None
+    _validate.law(op, allowed, allowed_rows, count, mask_vocab, device)
     if status is None:
         status = torch.empty((count,), dtype=torch.int32, device=device)
     else:

@@ -9,21 +9,17 @@
 
 namespace specdec {
 
-inline FilterOrder read_filter_order(const Arguments& a, const char* name, int64_t order) {
-  SPECDEC_CHECK(order >= 0 && order <= 2, a.op(), ": ", name, " must be 0, 1 or 2, got ", order);
-  return static_cast<FilterOrder>(order);
-}
-
-// The four settings of a law over `batch` requests.
+// The four settings of a law over `batch` requests; `prefix` is that of their names.
 inline SamplingView read_settings(const Arguments& a, const OptionalTensor& temperature, const OptionalTensor& top_k,
                                   const OptionalTensor& top_p, const OptionalTensor& min_p, int64_t order,
-                                  int64_t batch) {
+                                  int64_t batch, const std::string& prefix = "") {
   SamplingView view;
-  view.temperature = a.vector<float>("temperature", temperature, batch);
-  view.top_k = a.vector<int32_t>("top_k", top_k, batch);
-  view.top_p = a.vector<float>("top_p", top_p, batch);
-  view.min_p = a.vector<float>("min_p", min_p, batch);
-  view.order = read_filter_order(a, "filter_order", order);
+  view.temperature = a.vector<float>((prefix + "temperature").c_str(), temperature, batch);
+  view.top_k = a.vector<int32_t>((prefix + "top_k").c_str(), top_k, batch);
+  view.top_p = a.vector<float>((prefix + "top_p").c_str(), top_p, batch);
+  view.min_p = a.vector<float>((prefix + "min_p").c_str(), min_p, batch);
+  SPECDEC_CHECK(order >= 0 && order <= 2, a.op(), ": ", prefix, "filter_order must be 0, 1 or 2, got ", order);
+  view.order = static_cast<FilterOrder>(order);
   return view;
 }
 
@@ -35,12 +31,12 @@ inline RowsView read_logits(const Arguments& a, const char* name, const Tensor& 
   return rows;
 }
 
-// `owners` rows of logits have a row of the mask each. `vocab` 0: of a vocabulary that is not known here.
-inline MaskView read_mask(const Arguments& a, const OptionalTensor& allowed, const OptionalTensor& allowed_rows,
-                          int64_t owners, int64_t vocab) {
+// `owners` rows of logits have a row of the mask each, which `index`, the argument `name`, names. `vocab` 0: of a
+// vocabulary that is not known here.
+inline MaskView read_mask(const Arguments& a, const OptionalTensor& allowed, const char* name,
+                          const OptionalTensor& index, int64_t owners, int64_t vocab) {
   MaskView view;
-  SPECDEC_CHECK(allowed.has_value() || !allowed_rows.has_value(), a.op(),
-                ": allowed must be given with allowed_rows, got None");
+  SPECDEC_CHECK(allowed.has_value() || !index.has_value(), a.op(), ": allowed must be given with ", name, ", got None");
   if (!allowed) return view;
   a.check_rank("allowed", *allowed, 2);
   a.check_shape("allowed", *allowed, allowed->size(0), vocab > 0 ? (vocab + 31) / 32 : allowed->size(1));
@@ -49,7 +45,7 @@ inline MaskView read_mask(const Arguments& a, const OptionalTensor& allowed, con
   view.rows = allowed->size(0);
   view.columns = allowed->size(1);
   view.row_stride = allowed->stride(0);
-  view.index = a.index("allowed_rows", allowed_rows, owners);
+  view.index = a.index(name, index, owners);
   // An empty mask has no memory, but restricts all the same.
   static const int32_t none = 0;
   if (view.words == nullptr) view.words = &none;
@@ -101,7 +97,7 @@ inline VerifyCall read_verify_call(const Arguments& a, const TreeTensors& tree, 
   call.rows = a.index("rows", rows, total);
   SPECDEC_CHECK(rows.has_value() || call.logits.rows >= total, a.op(), ": logits must have at least ", total,
                 " rows, got ", call.logits.rows);
-  call.mask = read_mask(a, allowed, allowed_rows, total, call.logits.columns);
+  call.mask = read_mask(a, allowed, "allowed_rows", allowed_rows, total, call.logits.columns);
   call.active = a.vector<bool>("active", active, batch);
   call.max_tokens = a.index("max_tokens", max_tokens, batch);
   call.logprobs_mode = static_cast<Logprobs>(logprobs_mode);

@@ -45,7 +45,7 @@ SPECDEC_SHARED PhiloxWords philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_
 
 // All arguments are taken modulo 2^32, the seed modulo 2^64.
 SPECDEC_SHARED Place make_place(int64_t seed, int64_t position, Stream stream, int64_t depth, int64_t node,
-                                   int64_t draw) {
+                                int64_t draw) {
   const uint64_t key = static_cast<uint64_t>(seed);
   return {{static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)},
           {static_cast<uint32_t>(position), static_cast<uint32_t>(stream) | static_cast<uint32_t>(depth) << 8,

@@ -65,7 +65,7 @@ SPECDEC_SHARED int32_t end_of(const TreeView& tree, const RequestNodes& nodes, i
 // The next child of `node` whose token is in [0, vocab), from local index `at` on (node + 1, or the end of a child);
 // the end of the node's subtree if there is none.
 SPECDEC_SHARED int32_t present_child(const TreeView& tree, const RequestNodes& nodes, int32_t node, int32_t at,
-                                        int64_t vocab) {
+                                     int64_t vocab) {
   const int32_t end = end_of(tree, nodes, node);
   while (at < end) {
     const int64_t token = tree.tokens[nodes.first + at];

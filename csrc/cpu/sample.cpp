@@ -20,7 +20,7 @@ void sample_sample(const Tensor& logits, const Tensor& temperature, const Option
   p.sampling = read_settings(a, temperature, top_k, top_p, min_p, filter_order, batch);
   p.sampling.seed = a.vector<int64_t>("seed", seed, batch);
   p.positions = a.index("positions", positions, batch);
-  p.mask = read_mask(a, allowed, allowed_rows, batch, p.logits.columns);
+  p.mask = read_mask(a, allowed, "allowed_rows", allowed_rows, batch, p.logits.columns);
   p.active = a.vector<bool>("active", active, batch);
   p.tokens = a.index_out("out", out_tokens, batch);
   p.status = a.vector<int32_t>("status", status, batch);
@@ -45,7 +45,7 @@ void sample_draft(const Tensor& logits, const Tensor& temperature, const Optiona
   p.requests = a.index("requests", requests, rows);
   p.depths = a.index("depths", depths, rows);
   p.nodes = a.index("nodes", nodes, rows);
-  p.mask = read_mask(a, allowed, allowed_rows, rows, draft_to_target ? 0 : p.logits.columns);
+  p.mask = read_mask(a, allowed, "allowed_rows", allowed_rows, rows, draft_to_target ? 0 : p.logits.columns);
   p.draft_to_target = a.index("draft_to_target", draft_to_target, p.logits.columns);
   p.replacement = replacement;
   p.coupled = coupled;

@@ -38,17 +38,19 @@ void verify_match(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& pa
   SPECDEC_DISPATCH(verify, p);
 }
 
-void verify_rejection(
-    const Tensor& cu_nodes, const Tensor& tokens, const Tensor& parents, const Tensor& depths, const Tensor& ends,
-    const Tensor& logits, const OptionalTensor& draft_logits, const Tensor& temperature, const OptionalTensor& top_k,
-    const OptionalTensor& top_p, const OptionalTensor& min_p, const Tensor& seed, int64_t filter_order,
-    const OptionalTensor& draft_temperature, const OptionalTensor& draft_top_k, const OptionalTensor& draft_top_p,
-    const OptionalTensor& draft_min_p, int64_t draft_filter_order, const Tensor& context_lens, int64_t rule,
-    bool replacement, const OptionalTensor& rows, const OptionalTensor& draft_rows, const OptionalTensor& allowed,
-    const OptionalTensor& allowed_rows, const OptionalTensor& draft_allowed_rows, const OptionalTensor& draft_to_target,
-    const OptionalTensor& target_to_draft, const OptionalTensor& active, const OptionalTensor& max_tokens,
-    int64_t logprobs_mode, const Tensor& out_tokens, const Tensor& num_tokens, const Tensor& path, const Tensor& status,
-    const OptionalTensor& logprobs, const OptionalTensor& lse) {
+void verify_rejection(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& parents, const Tensor& depths,
+                      const Tensor& ends, const Tensor& logits, const OptionalTensor& draft_logits,
+                      const Tensor& temperature, const OptionalTensor& top_k, const OptionalTensor& top_p,
+                      const OptionalTensor& min_p, const Tensor& seed, int64_t filter_order,
+                      const OptionalTensor& draft_temperature, const OptionalTensor& draft_top_k,
+                      const OptionalTensor& draft_top_p, const OptionalTensor& draft_min_p, int64_t draft_filter_order,
+                      const Tensor& context_lens, int64_t rule, bool replacement, const OptionalTensor& rows,
+                      const OptionalTensor& draft_rows, const OptionalTensor& allowed,
+                      const OptionalTensor& allowed_rows, const OptionalTensor& draft_allowed_rows,
+                      const OptionalTensor& draft_to_target, const OptionalTensor& target_to_draft,
+                      const OptionalTensor& active, const OptionalTensor& max_tokens, int64_t logprobs_mode,
+                      const Tensor& out_tokens, const Tensor& num_tokens, const Tensor& path, const Tensor& status,
+                      const OptionalTensor& logprobs, const OptionalTensor& lse) {
   const Arguments a("verify.rejection", Device::cpu);
   SPECDEC_CHECK(rule == 0, a.op(), ": rule must be 0, got ", rule);
   VerifyParams p;
@@ -62,8 +64,8 @@ void verify_rejection(
   p.replacement = replacement;
   if (draft_logits) {
     p.draft_logits = read_logits(a, "draft_logits", *draft_logits);
-    p.draft_sampling = read_settings(a, draft_temperature, draft_top_k, draft_top_p, draft_min_p, draft_filter_order,
-                                     batch);
+    p.draft_sampling =
+        read_settings(a, draft_temperature, draft_top_k, draft_top_p, draft_min_p, draft_filter_order, batch, "draft_");
     p.draft_rows = a.index("draft_rows", draft_rows, total);
     SPECDEC_CHECK(draft_rows.has_value() || p.draft_logits.rows >= total, a.op(), ": draft_logits must have at least ",
                   total, " rows, got ", p.draft_logits.rows);
@@ -74,7 +76,9 @@ void verify_rejection(
     p.target_to_draft = a.index("target_to_draft", target_to_draft, vocab);
     SPECDEC_CHECK(draft_to_target.has_value() || p.draft_logits.columns == vocab, a.op(), ": draft_logits must have ",
                   vocab, " columns, got ", p.draft_logits.columns);
-    if (draft_allowed_rows) p.draft_mask = read_mask(a, allowed, draft_allowed_rows, total, vocab);
+    if (draft_allowed_rows) {
+      p.draft_mask = read_mask(a, allowed, "draft_allowed_rows", draft_allowed_rows, total, vocab);
+    }
   }
   SPECDEC_DISPATCH(verify, p);
 }

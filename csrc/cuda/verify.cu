@@ -13,9 +13,9 @@ void verify_greedy(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& p
                    int64_t logprobs_mode, const Tensor& out_tokens, const Tensor& num_tokens, const Tensor& path,
                    const Tensor& status, const OptionalTensor& logprobs, const OptionalTensor& lse) {
   const Arguments a("verify.greedy", Device::cuda);
-  const VerifyCall call = read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed,
-                                           allowed_rows, active, max_tokens, logprobs_mode,
-                                           {out_tokens, num_tokens, path, status, logprobs, lse});
+  const VerifyCall call =
+      read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed, allowed_rows, active,
+                       max_tokens, logprobs_mode, {out_tokens, num_tokens, path, status, logprobs, lse});
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   check_launch(a.op(), launch_verify_greedy(call, current_stream(a.op(), logits)));
 }

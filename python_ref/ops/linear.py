@@ -32,7 +32,7 @@ def pack(weight: Tensor, dtype: torch.dtype = torch.float32, bias: Tensor | None
     """Pack a weight ``[N, K]`` and a bias ``[N]`` or None.
 
     int8 is symmetric with one scale per output: ``round(w / s)`` with ``s = max|w| / 127``, halves
-    to even; a row of zeros has scale 0. NaN becomes 0 in int8.
+    to even; a row of zeros has scale 0. NaN counts as 0 in int8.
 
     Raises:
         TypeError, ValueError: on a wrong dtype or shape.
@@ -45,7 +45,7 @@ def pack(weight: Tensor, dtype: torch.dtype = torch.float32, bias: Tensor | None
     bias = None if bias is None else bias.float()
     if dtype != torch.int8:
         return PackedLinear(weight.to(dtype), None, bias, shape)
-    wide = weight.float()
+    wide = weight.float().nan_to_num(0.0, torch.inf, -torch.inf)
     scales = wide.abs().amax(1) / 127.0 if shape[1] else wide.new_zeros(shape[0])
     units = wide / torch.where(scales > 0, scales, 1.0).unsqueeze(1)
     data = units.round().nan_to_num(0.0).clamp(-127, 127).to(torch.int8)

@@ -60,9 +60,9 @@ def evaluate(recipe: Recipe, data: Encoded, assets: Path, device: str) -> dict[s
     if recipe.teacher:
         target = load_model(assets / recipe.teacher, dtype=torch.float32, device=device)
         batch = prompt_batch(tokenizer, prompts)
-        for label, temperature in (("0", 0.0), ("0.8", 0.8)):
+        for label, temperature in (("greedy", 0.0), ("sampled", 0.8)):
             score = tokens_per_step(target, model, batch, temperature=temperature, drafts=_DRAFTS)
-            scores[f"tokens_per_step_at_{label}"] = score
+            scores[f"tokens_per_step_{label}"] = score
     return {name: round(score, 3) for name, score in scores.items()}
 
 

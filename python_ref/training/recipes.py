@@ -90,9 +90,9 @@ RECIPES = {
             3,
             1,
             576,
-            tokens=8_000_000,
+            tokens=2_000_000,
             teacher="pystdlib-target",
-            generated=600_000,
+            generated=300_000,
         ),
     )
 }

@@ -4,12 +4,12 @@
 //
 // The usual way: a logit is found below which nothing can be kept, the entries above it are gathered (a second read of
 // the row, compares only), and the cuts are found among these. The bound of top-k is the k-th largest of the maxima of
-// the sixteenths of blocks: at least k entries reach it. The bound of top-p is the maximum at which the weights of these
-// maxima sum up to the mass that is wanted. The bound of min-p is its cut.
+// the sixteenths of blocks: at least k entries reach it. The bound of top-p is the maximum at which the weights of
+// these maxima sum up to the mass that is wanted. The bound of min-p is its cut.
 //
 // The other way, where too many entries would be gathered: a histogram of counts or masses over the floats between two
-// bounds, then one of the bucket that holds the cut, until what is left can be gathered, or is one single float. At most
-// three reads per cut: 32 bits, 11 of them at a time.
+// bounds, then one of the bucket that holds the cut, until what is left can be gathered, or is one single float. At
+// most three reads per cut: 32 bits, 11 of them at a time.
 #include <algorithm>
 
 #include "law.h"

@@ -165,9 +165,8 @@ int64_t draw(const Law& law, const Place& place) {
   alignas(64) float buffer[kBlock], weights[kBlock];
   const Block block = load_block(law.source, winner, buffer);
   weigh_block(law, winner, block, law.block_max[winner], weights);
-  return race_block(place, winner * kBlock, weights, block.count, [&](int i) {
-    return weights[i] > 0 ? law.weight(block.logits[i], winner * kBlock + i) : 0.0;
-  });
+  return race_block(place, winner * kBlock, weights, block.count,
+                    [&](int i) { return weights[i] > 0 ? law.weight(block.logits[i], winner * kBlock + i) : 0.0; });
 }
 
 int arrivals(const Law& law, const Place& place, int num, int64_t* to) {

@@ -22,8 +22,8 @@ static inline int threads_for(int64_t bytes, int64_t units) {
   return threads < 1 || omp_in_parallel() ? 1 : (int)threads;
 }
 
-// Calls work(unit, threads inside the unit) for units that read `bytes` each, in `blocks` pieces that can be spread: over
-// units where there are enough of them, else one unit after the other.
+// Calls work(unit, threads inside the unit) for units that read `bytes` each, in `blocks` pieces that can be spread:
+// over units where there are enough of them, else one unit after the other.
 template <class Work>
 static inline void spread(int64_t units, int64_t bytes, int64_t blocks, const Work& work) {
   const int across = threads_for(units * bytes, units);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Who does what: blocks are spread over threads; their sums are added in ascending order. Memory traffic: per rejected
-// draft one read of both rows (where p is short, only at its ids; where the drafts are deterministic, only the blocks of
-// rejected ids).
+// draft one read of both rows (where p is short, only at its ids; where the drafts are deterministic, only the blocks
+// of rejected ids).
 #include "residual.h"
 
 #include <algorithm>

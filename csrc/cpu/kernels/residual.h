@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The law that is left to be emitted after drafts were rejected, as a fold over scalars: with p the target's law, q that
-// of the drafts, and c_1 .. c_k the rejected ones,
+// The law that is left to be emitted after drafts were rejected, as a fold over scalars: with p the target's law, q
+// that of the drafts, and c_1 .. c_k the rejected ones,
 //
 //     w(x) = p(x);   for j < k:   w(x) = max(w(x) - q_j(x), 0) / S_j
 //

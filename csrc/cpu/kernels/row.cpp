@@ -47,8 +47,7 @@ void apply_mask(const Source& source, int64_t first, int count, float* values) {
     return;
   }
   if (source.mask.is_open()) return;
-  static constexpr int32_t kBit[kLanes] = {1,   2,   4,    8,    16,   32,   64,    128,
-                                           256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  static constexpr int32_t kBit[kLanes] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
   const I16 bit = load_as<I16>(kBit);
   const F16 nothing = broadcast(kNothing);
   for (int i = 0; i < count; i += kLanes) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of logits as the sampling kernels read them: blocks of 4,096 clean floats. What the contract says of dtypes, NaN,
-// infinities, allowed tokens and draft vocabularies is settled here; nobody else looks at a row in memory.
+// Rows of logits as the sampling kernels read them: blocks of 4,096 clean floats. What the contract says of dtypes,
+// NaN, infinities, allowed tokens and draft vocabularies is settled here; nobody else looks at a row in memory.
 #pragma once
 
 #include "../../common/race.h"
@@ -15,7 +15,8 @@ inline constexpr int kBlock = kBlockIds;
 // A row, and which ids its entries stand for.
 //
 // * Without maps, entry i is id i.
-// * With `column_of` (and its inverse `id_of`), entry i is id i, whose logit stands in column column_of[i]: a draft's row
+// * With `column_of` (and its inverse `id_of`), entry i is id i, whose logit stands in column column_of[i]: a draft's
+// row
 //   seen from the target's vocabulary.
 // * With `id_of` alone, entry i is column i and stands for id id_of[i]: a draft's row as it lies.
 struct Source {

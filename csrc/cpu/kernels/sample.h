@@ -23,18 +23,18 @@ struct SampleParams {
 struct DraftParams {
   RowsView logits;  // [rows, V] or [rows, V_draft]
   SamplingView sampling;
-  int64_t batch = 0;                      // requests of `sampling`
-  IndexView positions;                    // [rows]
-  IndexView requests, depths, nodes;      // [rows] or null
-  MaskView mask;                          // over target ids
-  IndexView draft_to_target;              // [V_draft] or null
+  int64_t batch = 0;                  // requests of `sampling`
+  IndexView positions;                // [rows]
+  IndexView requests, depths, nodes;  // [rows] or null
+  MaskView mask;                      // over target ids
+  IndexView draft_to_target;          // [V_draft] or null
   bool replacement = false;
   bool coupled = false;
   int top = 0;
-  int num = 0;                            // drafts per row
-  int64_t* drafts = nullptr;              // [rows, num]
+  int num = 0;                // drafts per row
+  int64_t* drafts = nullptr;  // [rows, num]
   int64_t drafts_stride = 0;
-  Strided<int32_t> status;                // [rows]
+  Strided<int32_t> status;  // [rows]
 };
 
 }  // namespace specdec::cpu

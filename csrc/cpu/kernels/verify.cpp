@@ -170,9 +170,7 @@ class Walk {
   }
 
   // Whether the processed law is the softmax of the row as it came.
-  bool is_plain(const Settings& s) const {
-    return s.temperature == 1.0f && !has_filter(s) && source_.mask.is_open();
-  }
+  bool is_plain(const Settings& s) const { return s.temperature == 1.0f && !has_filter(s) && source_.mask.is_open(); }
 
   const VerifyParams& p_;
   const VerifyCall& call_;
