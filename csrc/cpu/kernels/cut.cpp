@@ -7,9 +7,8 @@
 // the sixteenths of blocks: at least k entries reach it. The bound of top-p is the maximum at which the weights of
 // these maxima sum up to the mass that is wanted. The bound of min-p is its cut.
 //
-// The other way, where too many entries would be gathered: a histogram of counts or masses over the floats between two
-// bounds, then one of the bucket that holds the cut, until what is left can be gathered, or is one single float. At
-// most three reads per cut: 32 bits, 11 of them at a time.
+// The other way, where too many entries would be gathered: a bracket around the cut, which every reading of the row
+// makes seven times narrower, until what is left can be gathered, or is one single float.
 #include <algorithm>
 
 #include "law.h"
@@ -17,7 +16,7 @@
 SPECDEC_ISA_BEGIN
 namespace {
 
-constexpr int kBuckets = 2048;
+constexpr int kRoundsAsNumbers = 5;  // of probes that are spaced as numbers: then the floats themselves are counted
 constexpr float kNothing = -__builtin_inff();
 
 struct Entry {
@@ -90,38 +89,34 @@ int gather(const Law& law, const Cut& keep, float highest, Entry* to) {
   return count;
 }
 
-// One reading of the row into buckets of 2^shift floats each, from `high` down to `low`.
-struct Histogram {
-  double amounts[kBuckets];
-  int64_t counts[kBuckets];
+// Between two floats there are this many probes; a reading of the row tells between which of them a cut lies.
+constexpr int kProbes = 6;
 
-  void fill(const Law& law, const Cut& first, Measure measure, int32_t low, int32_t high, int shift) {
-    std::fill(amounts, amounts + kBuckets, 0.0);
-    std::fill(counts, counts + kBuckets, 0);
-    const Weigher weigher(law.settings.temperature);
-    const F16 least = broadcast(from_ordered(low));
-    alignas(64) float buffer[kBlock], weights[kBlock];
-    for (int64_t b = 0; b < law.source.blocks(); ++b) {
-      if (law.block_max[b] == kNothing || ordered(law.block_max[b]) < low) continue;
-      const Block block = load_block(law.source, b, buffer);
-      const float* logits = block.logits;
-      const int length = block.count;
-      if (measure == Measure::mass) weigher.weigh(logits, length, law.max, weights);
-      for (int i = 0; i < length; i += kLanes) {
-        if (!any(load(logits + i) >= least)) continue;
-        for (int j = 0; j < kLanes && i + j < length; ++j) {
-          const float logit = logits[i + j];
-          if (logit == kNothing) continue;
-          const int32_t key = ordered(logit);
-          if (key < low || key > high || !is_kept(first, logit, law.source.id(b * kBlock + i + j))) continue;
-          const int bucket = (int)(((int64_t)high - key) >> shift);
-          amounts[bucket] += measure == Measure::rank ? 1.0 : weights[i + j];
-          ++counts[bucket];
-        }
-      }
+// Adds up, in one reading, what reaches each of the probes, which are above `first`.
+void probe(const Law& law, Measure measure, const float (&probes)[kProbes], double (&amounts)[kProbes]) {
+  const Weigher weigher(law.settings.temperature);
+  std::fill(amounts, amounts + kProbes, 0.0);
+  float least = probes[0];
+  for (const float value : probes) least = std::min(least, value);
+  alignas(64) float buffer[kBlock], weights[kBlock];
+  if (measure == Measure::rank) std::fill(weights, weights + kBlock, 1.0f);
+  for (int64_t b = 0; b < law.source.blocks(); ++b) {
+    if (law.block_max[b] < least || law.block_max[b] == kNothing) continue;
+    const Block block = load_block(law.source, b, buffer);
+    if (measure == Measure::mass) weigher.weigh(block.logits, block.count, law.max, weights);
+    F16 limits[kProbes], sums[kProbes];
+    for (int k = 0; k < kProbes; ++k) {
+      limits[k] = broadcast(probes[k]);
+      sums[k] = broadcast(0.0f);
     }
+    for (int i = 0; i < block.count; i += kLanes) {
+      const F16 values = load(block.logits + i), weight = load(weights + i);
+#pragma GCC unroll 6
+      for (int k = 0; k < kProbes; ++k) sums[k] = sums[k] + keep(values >= limits[k], weight);
+    }
+    for (int k = 0; k < kProbes; ++k) amounts[k] += sum(sums[k]);
   }
-};
+}
 
 // The id of the `rank`-th (from 1) of the kept entries with exactly this logit.
 int64_t id_of_tie(const Law& law, const Cut& first, float logit, int64_t rank) {
@@ -151,35 +146,63 @@ int64_t id_of_tie(const Law& law, const Cut& first, float logit, int64_t rank) {
   return high;
 }
 
-// The cut of one filter over the entries that `first` keeps, by histograms.
-Cut cut_by_histogram(const Law& law, const Cut& first, Measure measure, double limit, Entry* entries) {
-  static thread_local Histogram histogram;
+// Six floats that cut the floats from `low` to `high` into seven parts, ascending: evenly spaced as numbers, or by how
+// many floats lie between.
+void place_probes(int32_t low, int32_t high, bool as_numbers, float (&probes)[kProbes]) {
+  const double from = from_ordered(low), to = from_ordered(high);
+  for (int k = 0; k < kProbes; ++k) {
+    const double share = (k + 1.0) / (kProbes + 1);
+    int32_t key = as_numbers ? ordered((float)(from + (to - from) * share))
+                             : (int32_t)(low + (int64_t)(((double)high - low) * share));
+    probes[k] = from_ordered(std::clamp(key, std::min(low + 1, high), high));
+  }
+}
+
+// The cut of one filter over the entries that `first` keeps, by bracketing. `high` is a float that fewer than `limit`
+// strictly exceed; the cut is at or above `low`.
+Cut cut_by_probes(const Law& law, const Cut& first, Measure measure, double limit, double total, Entry* entries) {
+  if (total < limit) return no_cut();
   int32_t low = ordered(first.logit), high = ordered(law.max);
-  double before = 0.0;
-  for (;;) {
-    int shift = 0;
-    while ((((int64_t)high - low) >> shift) >= kBuckets) ++shift;
-    histogram.fill(law, first, measure, low, high, shift);
-    int bucket = 0;
-    while (bucket < kBuckets && before + histogram.amounts[bucket] < limit) before += histogram.amounts[bucket++];
-    if (bucket == kBuckets) return no_cut();
-    const int64_t top = (int64_t)high - ((int64_t)bucket << shift);
-    low = (int32_t)std::max<int64_t>(low, top - ((int64_t)1 << shift) + 1);
-    high = (int32_t)top;
-    if (histogram.counts[bucket] <= kShort) {
-      const Cut above = stricter(first, {from_ordered(low), kLastId});
-      const int count = gather(law, above, from_ordered(high), entries);
-      return cut_among(entries, count, measure, limit, before);
+  if (measure == Measure::mass && first.logit == -kLargest) {
+    // What lies further below has no weight in single precision.
+    low = std::max(low, ordered((float)(law.max - 90.0 * std::min(law.settings.temperature, 1e30f))));
+  }
+  double above = 0.0;      // strictly above `high`
+  double reached = total;  // at or above `low`
+  for (int round = 0;; ++round) {
+    const double weight = weight_of(from_ordered(high), law.max, law.settings.temperature);
+    const double each = measure == Measure::rank ? 1.0 : std::max(weight, 1e-30);
+    if (round > 0 && (reached - above) / each <= kShort) {
+      const int count = gather(law, stricter(first, {from_ordered(low), kLastId}), from_ordered(high), entries);
+      if (count >= 0) {
+        const Cut cut = cut_among(entries, count, measure, limit, above);
+        return cut.logit > -kLargest ? cut : Cut{from_ordered(low), kLastId};  // sums of another order fell short
+      }
     }
-    if (low == high) {
-      const float logit = from_ordered(low);
-      const double each = histogram.amounts[bucket] / (double)histogram.counts[bucket];
-      const double wanted = each > 0 ? (limit - before) / each : 1.0;
-      int64_t rank = wanted < 1 ? 1 : (int64_t)wanted;
-      if ((double)rank < wanted) ++rank;
-      return {logit, id_of_tie(law, first, logit, std::min(rank, histogram.counts[bucket]))};
+    if (low == high) break;
+    float probes[kProbes];
+    double amounts[kProbes];
+    place_probes(low, high, round < kRoundsAsNumbers, probes);
+    probe(law, measure, probes, amounts);
+    // The highest probe that the limit is reached at bounds the cut from below, the next one above it from above.
+    int k = kProbes - 1;
+    while (k >= 0 && amounts[k] < limit) --k;
+    if (k + 1 < kProbes && ordered(probes[k + 1]) - 1 < high) {
+      high = ordered(probes[k + 1]) - 1;
+      above = amounts[k + 1];
+    }
+    if (k >= 0) {
+      low = ordered(probes[k]);
+      reached = amounts[k];
     }
   }
+  // Many entries with one and the same logit.
+  const float logit = from_ordered(low);
+  const double each = measure == Measure::rank ? 1.0 : weight_of(logit, law.max, law.settings.temperature);
+  const double wanted = each > 0 ? (limit - above) / each : 1.0;
+  int64_t rank = wanted < 1 ? 1 : (int64_t)wanted;
+  if ((double)rank < wanted) ++rank;
+  return {logit, id_of_tie(law, first, logit, rank)};
 }
 
 // A logit that at least k entries reach.
@@ -209,14 +232,14 @@ float bound_of_mass(const Law& law, double limit) {
 
 class Filters {
  public:
-  Filters(Law& law, int threads) : law_(law), threads_(threads), s_(law.settings) {
-    joint_ = s_.order == FilterOrder::joint;
-    min_p_first_ = s_.order == FilterOrder::min_p_first;
-    // Whether top-p counts the mass of the whole row.
-    of_all_ = joint_ || (!has_top_k(s_) && !(min_p_first_ && has_min_p(s_)));
-  }
+  Filters(Law& law, int threads) : law_(law), threads_(threads), s_(law.settings) {}
 
   void run(const Source& source) {
+    if (s_.top_k >= source.entries) s_.top_k = 0;
+    joint_ = s_.order == FilterOrder::joint;
+    min_p_first_ = s_.order == FilterOrder::min_p_first;
+    // Whether top-p counts the mass of the whole row, and whether all entries can be gathered.
+    of_all_ = joint_ || (!has_top_k(s_) && !(min_p_first_ && has_min_p(s_)));
     whole_ = source.entries <= kShort;
     if (has_top_p(s_) && of_all_ && !whole_) {
       scan_law(law_, source, s_.temperature, threads_, true);
@@ -265,7 +288,10 @@ class Filters {
   }
 
   Cut select(const Cut& first, Measure measure, double limit) {
-    if (count_ < 0) return cut_by_histogram(law_, first, measure, limit, scratch_);
+    if (count_ < 0) {
+      const double total = measure == Measure::mass ? law_.total : (double)INT64_MAX;
+      return cut_by_probes(law_, first, measure, limit, total, scratch_);
+    }
     int count = 0;
     for (int i = 0; i < count_; ++i) {
       if (is_kept(first, entries_[i].logit, entries_[i].id)) scratch_[count++] = entries_[i];
@@ -309,7 +335,7 @@ class Filters {
   Law& law_;
   int threads_;
   Settings s_;
-  bool joint_, min_p_first_, of_all_, whole_ = false;
+  bool joint_ = false, min_p_first_ = false, of_all_ = false, whole_ = false;
   Cut min_p_cut_ = no_cut();
   int count_ = -1;  // gathered entries; -1: too many
   Entry entries_[kShort], scratch_[kShort];
