@@ -1,6 +1,7 @@
 """Benchmarks of the ops against the limit of the machine and against the same thing in PyTorch.
 
 ``specdec bench`` and ``python -m bench`` run them; ``bench/README.md`` explains the columns. Files: :mod:`bench.verify`,
-:mod:`bench.linear` and :mod:`bench.overhead` hold the cases of one family each; :mod:`bench.runner` measures;
-:mod:`bench.baselines` are the same computations in PyTorch, and :mod:`bench.gates` decide whether a result is right.
+:mod:`bench.linear` and :mod:`bench.overhead` hold one family each, :mod:`bench.suite` runs them, :mod:`bench.runner` measures.
+:mod:`bench.data` and :mod:`bench.cases` make inputs whose outcome is known; :mod:`bench.baselines` are the same computations in
+PyTorch, :mod:`bench.aims` makes their outcome known, too, and :mod:`bench.gates` decide whether a result is right.
 """

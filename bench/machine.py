@@ -84,7 +84,7 @@ def _memchr() -> Callable[[int, int, int], int | None] | None:
         return None
     function.restype = ctypes.c_void_p
     function.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 @cache

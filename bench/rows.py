@@ -129,9 +129,7 @@ class Row:
         values = [getattr(self, goal.metric) for goal in goals]
         self.goal = "; ".join(map(str, goals))
         self.reached = "; ".join("-" if value is None else f"{value:.3g}" for value in values)
-        self.met = all(
-            value is not None and goal.met_by(value) for goal, value in zip(goals, values, strict=True)
-        )
+        self.met = all(value is not None and goal.met_by(value) for goal, value in zip(goals, values, strict=True))
 
 
 COLUMNS = tuple(field.name for field in fields(Row))

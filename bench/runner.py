@@ -90,9 +90,7 @@ def counts(costs: Sequence[float], repeats: int, budget_s: float) -> list[int]:
 def turns(wanted: Sequence[int]) -> list[list[int]]:
     """Rounds of indices so that index ``i`` appears ``wanted[i]`` times, spread evenly over all rounds."""
     rounds = max(wanted, default=0)
-    return [
-        [i for i, n in enumerate(wanted) if (r + 1) * n // rounds > r * n // rounds] for r in range(rounds)
-    ]
+    return [[i for i, n in enumerate(wanted) if (r + 1) * n // rounds > r * n // rounds] for r in range(rounds)]
 
 
 def measure(

@@ -69,7 +69,7 @@ def _pack(weight: Any, packed: Any, scales: Any) -> None:
 def _skinny(x: Any, packed: Any, scales: Any, bias: Any, out: Any) -> None:
     oracle = importlib.import_module("python_ref.ops.linear")
     outputs, inputs = out.shape[1], x.shape[1]
-    rows = packed.transpose(1, 2).reshape(-1, inputs)[:outputs]
+    rows = packed.transpose(1, 2).reshape(packed.shape[0] * packed.shape[2], inputs)[:outputs]
     out.copy_(oracle.skinny(x, oracle.PackedLinear(rows, scales, bias, (outputs, inputs))))
 
 

@@ -179,11 +179,14 @@ SPECDEC_LANES U16 multiply_wide(const U16& a, uint32_t m, U16& high) {
     low.part[part_] = (VecU)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
     high.part[part_] = (VecU)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
 #else
+    VecU lower = {}, upper = {};
     for (int i = 0; i < kVectorLanes; ++i) {
       const uint64_t product = (uint64_t)a.part[part_][i] * m;
-      low.part[part_][i] = (uint32_t)product;
-      high.part[part_][i] = (uint32_t)(product >> 32);
+      lower[i] = (uint32_t)product;
+      upper[i] = (uint32_t)(product >> 32);
     }
+    low.part[part_] = lower;
+    high.part[part_] = upper;
 #endif
   }
   return low;

@@ -61,6 +61,12 @@ class Margin:
         if bool((mass.doubt > 0).any()):
             self(0.0)
 
+    def of_remainder(self, mass: Mass) -> None:
+        """Record that something is left, although it may be rounding alone."""
+        slack = float(mass.doubt.sum()) if self.wanted else 0.0
+        if slack > 0:
+            self(float(mass.w.sum()) / slack)
+
     def of_coin(self, u: float, p: Mass, q: Mass, index: int) -> None:
         """Record the coin ``u q < p`` of one entry."""
         if not self.wanted:

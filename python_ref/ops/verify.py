@@ -233,6 +233,7 @@ def rejection(
             place = Place(s.seed, position, COIN, nodes.depths[node], child)
             if race.coin(p, q, token, place, walk.margin):
                 return token, child
+            walk.margin.of_remainder(p.minus(q))
             p = _residual(p, q)
             if not bool(p.w.any()):
                 walk.status |= RESIDUAL_FALLBACK

@@ -32,6 +32,8 @@ def user_errors() -> Iterator[None]:
     """Turn what the library says of wrong values, files and devices into a :class:`UserError`."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # no file of the user's: the reader of the output is gone
     except OSError as error:
         raise UserError(_of_file(error)) from error
     except (ValueError, BackendUnavailableError) as error:

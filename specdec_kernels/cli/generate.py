@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+import specdec_kernels as ops
 from python_ref.decoding import Decoder, Output, Request, Statistics
 
 from . import engine
@@ -60,7 +61,7 @@ def generate(
     ] = "match",
     backend: Annotated[
         str | None,
-        typer.Option(metavar="|".join(engine.ops.BACKENDS), help="Who computes the ops; none: the best there is."),
+        typer.Option(metavar="|".join(ops.BACKENDS), help="Who computes the ops; none: the best there is."),
     ] = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the model runs.")] = "cpu",
     dtype: Annotated[
@@ -84,7 +85,7 @@ def generate(
         with user_errors():
             decoder = Decoder(
                 target.model,
-                ops=engine.ops,
+                ops=ops,
                 drafter=engine.make_drafter(drafter, target, dtype),
                 rule=rule,
                 num_draft=num_draft,

@@ -16,27 +16,26 @@ from .errors import UsageError, UserError, sentence
 class _Commands(typer.core.TyperGroup):
     """Commands whose errors are one line on standard error."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **options: Any) -> Any:
+    def main(self, *args: Any, **options: Any) -> Any:
         """Run; with ``standalone_mode`` leave the process with the exit code."""
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **options)
+        alone = options.pop("standalone_mode", True)
+        options["standalone_mode"] = False
+        if not alone:
+            return super().main(*args, **options)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets question marks
         try:
-            result = super().main(*args, standalone_mode=False, **options)
+            result = super().main(*args, **options)
         except UserError as error:
             _fail(f"specdec {error.command}".rstrip(), str(error))
-        except BrokenPipeError:
-            # Whoever reads the text has heard enough; nothing is left to be flushed at exit.
-            sys.stdout = None  # type: ignore[assignment]
-            sys.exit(141)
         except (KeyboardInterrupt, typer.Abort):
             print("\ninterrupted", file=sys.stderr)
             sys.exit(130)
         except UsageError as error:
             context = getattr(error, "ctx", None)
-            path = context.command_path if context is not None else "specdec"
+            command = getattr(error, "command", "")
+            path = context.command_path if context is not None else f"specdec {command}".rstrip()
             text = sentence(Exception(error.format_message())).rstrip(".")  # type: ignore[attr-defined]
             _fail(path, f"{text[:1].lower()}{text[1:]} (see {path} --help)")
         sys.exit(result if isinstance(result, int) else 0)
@@ -45,8 +44,12 @@ class _Commands(typer.core.TyperGroup):
         """Run the command, and let its errors know its name."""
         try:
             return super().invoke(ctx)
-        except UserError as error:
-            error.command = ctx.invoked_subcommand or ""
+        except BrokenPipeError:
+            # Whoever reads the text has heard enough; nothing is left to be flushed at exit.
+            sys.stdout = None
+            sys.exit(141)
+        except (UserError, UsageError) as error:
+            error.command = ctx.invoked_subcommand or ""  # type: ignore[attr-defined]
             raise
 
 

@@ -26,4 +26,6 @@ def test_decisions_equal_the_oracle(backend, op, odd):
         compare.verify(backend, op, arguments, tally)
 
     check()
-    tally.close(near=0.02, different=0.01)  # rejection of drafts whose law is the target's leaves a residual of rounding alone
+    tally.close(
+        near=0.02, different=0.01
+    )  # rejection of drafts whose law is the target's leaves a residual of rounding alone

@@ -62,6 +62,8 @@ def _draft(case, history):
         maps |= {"allowed": case.mask()}
     for depth, branching in enumerate(case.shape):
         counts = branching if isinstance(branching, tuple) else (branching,) * len(level)
+        level = [v for v, count in zip(level, counts, strict=True) if count]  # a leaf draws nothing
+        counts = [count for count in counts if count]
         num, rows, following = max(counts), len(level), []
         if case.mask_drafts:
             maps["allowed_rows"] = torch.zeros(rows, dtype=torch.int64)

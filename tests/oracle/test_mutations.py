@@ -9,10 +9,11 @@ from python_ref.ops import law, mass, philox, race, sample, verify, walk
 from python_ref.ops.philox import COIN, RESIDUAL, Place
 
 from .decoding import Case
+from .enumeration import random_table
 from .test_laws import P2, P3, P4, Q2, Q3, Q4, law_error, noise_met
 
 CHAIN = Case(P3, Q3, (1, 1))
-SIBLINGS = Case(P4, Q4, (2,))
+SIBLINGS = Case(P4, random_table(4, 5), (2,))  # laws in which both children are rejected at times
 TWICE = Case(P3, Q3, (2,), replacement=True)
 
 
@@ -142,7 +143,6 @@ def test_a_wrong_law_is_found(name, monkeypatch):
 # These bugs leave this rule's law intact, for it never looks at noise that it does not use; bottom-up rules do. They show as
 # noise that is met twice.
 REUSED_NOISE = {
-    "depth is dropped from the counter": ({"depth": 0}, Case(P2, Q2, (1, 1)), 3),
     "node is dropped from the counter": ({"node": 0}, Case(P2, Q2, (2, 1), replacement=True), 1),
     "draw is dropped from the counter": ({"draw": 0}, Case(P2, Q2, (2,), replacement=True), 1),
     "position is dropped from the counter": ({"position": 0}, Case(P2, Q2, (1,)), 2),
@@ -156,6 +156,13 @@ def test_reused_noise_is_found(name, monkeypatch):
     assert law_error(case, length)[2] == 0
     drop_from_counter(monkeypatch, **fields)
     assert law_error(case, length)[2] > 0
+
+
+def test_a_counter_without_depth_is_found(monkeypatch):
+    """While every step has a tree of the same shape, the node tells the depth: only the place of the noise shows it."""
+    drop_from_counter(monkeypatch, depth=0)
+    met, expected = noise_met("chain")
+    assert met != expected
 
 
 SHIFTED = {

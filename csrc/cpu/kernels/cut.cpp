@@ -163,9 +163,11 @@ void place_probes(int32_t low, int32_t high, bool as_numbers, float (&probes)[kP
 Cut cut_by_probes(const Law& law, const Cut& first, Measure measure, double limit, double total, Entry* entries) {
   if (total < limit) return no_cut();
   int32_t low = ordered(first.logit), high = ordered(law.max);
-  if (measure == Measure::mass && first.logit == -kLargest) {
-    // What lies further below has no weight in single precision.
-    low = std::max(low, ordered((float)(law.max - 90.0 * std::min(law.settings.temperature, 1e30f))));
+  if (measure == Measure::mass) {
+    // All entries of a weight below this have together less mass than the cut leaves.
+    const double least = std::max((total - limit) / (2.0 * (double)law.source.entries), 1e-38);
+    const double depth = law.settings.temperature * log_double(least);
+    low = std::max(low, ordered((float)std::max(law.max + depth, -(double)kLargest)));
   }
   double above = 0.0;      // strictly above `high`
   double reached = total;  // at or above `low`

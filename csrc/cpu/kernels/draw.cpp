@@ -154,7 +154,7 @@ int race_list(const Place& place, const int32_t* ids, const double* weights, int
 
 int64_t draw(const Law& law, const Place& place) {
   if (law.is_short) {
-    static thread_local double weights[kShort];
+    double weights[kShort];
     exact_weights(law, weights);
     const int index = race_list(place, law.ids, weights, law.count);
     return index < 0 ? -1 : law.ids[index];

@@ -32,12 +32,11 @@ void scan(Law& law, const Source& source, const Weigher* weigher, int threads, b
   law.block_max.resize(blocks);
   if (lanes) law.lane_max.resize(blocks * kLanes);
   if (weigher != nullptr) law.block_mass.resize(blocks);
-  int nan = 0;
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(| : nan)
-  for (int64_t b = 0; b < blocks; ++b) {
+  law.block_nan.assign(blocks, 0);
+  for_pieces(blocks, threads, [&](int64_t b) {
     alignas(64) float buffer[kBlock];
     const Block block = load_block(source, b, weigher != nullptr ? buffer : nullptr);
-    nan |= block.nan;
+    law.block_nan[b] = block.nan;
     law.block_max[b] = block.max;
     if (lanes) store(law.lane_max.data() + b * kLanes, block.lane_max);
     if (weigher != nullptr) {
@@ -45,8 +44,8 @@ void scan(Law& law, const Source& source, const Weigher* weigher, int threads, b
       law.block_mass[b] =
           block.max == kNothing ? 0.0 : weigher->sum(block.logits, block.count, block.max, next.data, next.size);
     }
-  }
-  law.nan = nan != 0;
+  });
+  law.nan = std::find(law.block_nan.begin(), law.block_nan.end(), 1) != law.block_nan.end();
   if (source.column_of) law.nan = has_nan(source);  // also where no target id stands
   law.max = kNothing;
   for (const float value : law.block_max) law.max = value > law.max ? value : law.max;

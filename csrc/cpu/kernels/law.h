@@ -65,6 +65,7 @@ struct Law {
 
   // Of every block of entries.
   std::vector<float> block_max;
+  std::vector<char> block_nan;  // 0 or 1
   std::vector<float> lane_max;  // sixteen per block
 
   bool dead() const { return max == -__builtin_inff(); }

@@ -22,14 +22,25 @@ static inline int threads_for(int64_t bytes, int64_t units) {
   return threads < 1 || omp_in_parallel() ? 1 : (int)threads;
 }
 
+// Calls work(piece) for all pieces. A parallel region costs half a microsecond even for one thread.
+template <class Work>
+static inline void for_pieces(int64_t pieces, int threads, const Work& work) {
+  if (threads <= 1) {
+    for (int64_t piece = 0; piece < pieces; ++piece) work(piece);
+    return;
+  }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t piece = 0; piece < pieces; ++piece) work(piece);
+}
+
 // Calls work(unit, threads inside the unit) for units that read `bytes` each, in `blocks` pieces that can be spread:
 // over units where there are enough of them, else one unit after the other.
 template <class Work>
 static inline void spread(int64_t units, int64_t bytes, int64_t blocks, const Work& work) {
   const int across = threads_for(units * bytes, units);
   const int within = threads_for(bytes, blocks);
-  if (across >= within) {
-#pragma omp parallel for num_threads(across) if (across > 1) schedule(dynamic)
+  if (across > 1 && across >= within) {
+#pragma omp parallel for num_threads(across) schedule(dynamic)
     for (int64_t unit = 0; unit < units; ++unit) work(unit, 1);
   } else {
     for (int64_t unit = 0; unit < units; ++unit) work(unit, within);

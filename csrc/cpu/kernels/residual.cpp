@@ -75,21 +75,20 @@ double Residual::sum_dense() {
   masses_.resize((size_t)blocks);
   double scale = 1.0 / p_->total;
   for (const double inverse : inverse_) scale *= inverse;
-#pragma omp parallel for num_threads(threads_) if (threads_ > 1) schedule(static)
-  for (int64_t b = 0; b < blocks; ++b) {
+  for_pieces(blocks, threads_, [&](int64_t b) {
     double& mass = masses_[(size_t)b];
     mass = p_->block_mass[(size_t)b];
-    if (!(mass > 0)) continue;
+    if (!(mass > 0)) return;
     bool touched = q_ != nullptr;
     for (const int64_t id : rejected_) touched |= id / kBlock == b;
     if (!touched) {
       mass *= scale;
-      continue;
+      return;
     }
     alignas(64) float weights[kBlock];
     const int count = fill_block(b, weights);
     mass = sum_block(weights, count);
-  }
+  });
   double sum = 0.0;
   for (const double mass : masses_) sum += mass;
   return sum;

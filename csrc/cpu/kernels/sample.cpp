@@ -6,6 +6,8 @@
 // replacement.
 #include "sample.h"
 
+#include <memory>
+
 #include "draw.h"
 #include "parallel.h"
 
@@ -13,8 +15,9 @@ SPECDEC_ISA_BEGIN
 namespace {
 
 Law& law_of_thread() {
-  static thread_local Law law;
-  return law;
+  static thread_local std::unique_ptr<Law> law;  // only for the instruction set that is in use
+  if (law == nullptr) law = std::make_unique<Law>();
+  return *law;
 }
 
 void sample_row(const SampleParams& p, int64_t b, int threads) {

@@ -7,21 +7,25 @@
 // and for a rejected draft. Deterministic, independent of the batch and of the number of threads.
 #include "verify.h"
 
+#include <memory>
+
 #include "parallel.h"
 #include "residual.h"
 
 SPECDEC_ISA_BEGIN
 namespace {
 
-// What one thread needs; its size does not depend on the vocabulary, but for a few numbers per 4,096 ids.
+// What one thread needs; its size does not depend on the vocabulary, but for a few numbers per 4,096 ids. It is made by
+// the first call and kept; only for the instruction set that is in use.
 struct Workspace {
   Law target, draft, raw;
   Residual residual;
 };
 
 Workspace& workspace_of_thread() {
-  static thread_local Workspace workspace;
-  return workspace;
+  static thread_local std::unique_ptr<Workspace> workspace;
+  if (workspace == nullptr) workspace = std::make_unique<Workspace>();
+  return *workspace;
 }
 
 class Walk {

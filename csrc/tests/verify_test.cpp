@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: Apache-2.0
+// verify against the walk of docs/verify.md with whole laws in double precision, and its promise: the same bits for any
+// number of threads and any instruction set.
+#include "../cpu/kernels/verify.h"
+
+#include <omp.h>
+
+#include "slow_walk.h"
+
+using namespace specdec;
+using namespace specdec::cpu;
+using namespace specdec::testing;
+
+namespace {
+
+constexpr int kWays = 3;  // one thread, two threads, the baseline instruction set
+
+// ---- Comparison ----
+
+void dispatch(const VerifyParams& p) { SPECDEC_DISPATCH(verify, p); }
+
+bool near(float got, double expected) {
+  const double narrow = static_cast<float>(expected);
+  if (std::isinf(narrow) || std::isinf(got)) return static_cast<double>(got) == narrow;
+  return std::fabs(got - expected) <= 2e-5 + 2e-6 * std::fabs(expected);
+}
+
+// What the walks met, so that a test that meets nothing is seen.
+struct Seen {
+  int64_t accepted = 0, rejected = 0, statuses = 0;
+};
+
+// Without results.
+VerifyParams parameters(Case& c) {
+  VerifyParams p;
+  p.call.tree = c.trees.view();
+  p.call.logits = c.logits.view();
+  p.call.rows = c.rows.view();
+  p.call.mask = c.masks.view();
+  if (c.some) p.call.active = {reinterpret_cast<bool*>(c.active.data()), 1};
+  p.call.max_tokens = c.max_tokens.view();
+  p.call.logprobs_mode = c.logprobs;
+  p.rule = c.rule;
+  if (c.rule != Rule::greedy) {
+    p.sampling = c.sampling.view();
+    p.context_lens = c.context_lens.view();
+  }
+  if (c.rule == Rule::rejection && c.sampled_drafts) {
+    p.draft_logits = c.draft_logits.view();
+    p.draft_sampling = c.draft_sampling.view();
+    p.draft_sampling.seed = {};  // not used
+    p.draft_rows = c.draft_rows.view();
+    p.draft_to_target = c.draft_to_target.view();
+    p.target_to_draft = c.target_to_draft.view();
+    if (c.draft_mask_rows) {
+      p.draft_mask = c.masks.view();
+      p.draft_mask.index = c.draft_mask_rows.view();
+    }
+  }
+  p.replacement = c.replacement;
+  return p;
+}
+
+template <class Token>
+void check_case(Case& c, Tally* tally, Seen* seen) {
+  const int64_t batch = c.trees.batch(), width = c.trees.max_depth + 1, length = batch * width;
+  VerifyParams p = parameters(c);
+  std::vector<Guarded<Token>> tokens;
+  std::vector<Guarded<int32_t>> num, path, status;
+  std::vector<Guarded<float>> logprobs, lse;
+  const bool scored = c.logprobs != Logprobs::none;
+  for (int way = 0; way < kWays; ++way) {
+    tokens.emplace_back(length);
+    num.emplace_back(batch);
+    path.emplace_back(length);
+    status.emplace_back(batch);
+    logprobs.emplace_back(length);
+    lse.emplace_back(length);
+    p.call.out_tokens = {tokens[way].data(), 1, sizeof(Token) == 8};
+    p.call.num_tokens = num[way].data();
+    p.call.path = path[way].data();
+    p.call.status = status[way].data();
+    p.call.logprobs = scored ? logprobs[way].data() : nullptr;
+    p.call.lse = scored ? lse[way].data() : nullptr;
+    omp_set_num_threads(way == 0 ? 1 : 2);
+    (way == 2 ? &baseline::verify : &dispatch)(p);
+    CHECK(tokens[way].intact() && num[way].intact() && path[way].intact() && status[way].intact());
+    CHECK(logprobs[way].intact() && lse[way].intact());
+    CHECK(same_bits(tokens[0].data(), tokens[way].data(), length), "way %d", way);
+    CHECK(same_bits(num[0].data(), num[way].data(), batch), "way %d", way);
+    CHECK(same_bits(path[0].data(), path[way].data(), length), "way %d", way);
+    CHECK(same_bits(status[0].data(), status[way].data(), batch), "way %d", way);
+    CHECK(same_bits(logprobs[0].data(), logprobs[way].data(), length), "way %d", way);
+    CHECK(same_bits(lse[0].data(), lse[way].data(), length), "way %d", way);
+  }
+  for (int64_t b = 0; b < batch; ++b) {
+    const Result expected = SlowWalk(c, b).run();
+    const int64_t n = static_cast<int64_t>(expected.tokens.size());
+    CHECK(num[0][b] >= 0 && num[0][b] <= width);
+    for (int64_t i = num[0][b]; i < width; ++i) {
+      CHECK(tokens[0][b * width + i] == -1 && path[0][b * width + i] == -1);
+      CHECK(!scored || (logprobs[0][b * width + i] == 0.0f && lse[0][b * width + i] == 0.0f));
+    }
+    if (expected.margin.close()) {
+      ++tally->close;
+      continue;
+    }
+    ++tally->compared;
+    seen->accepted += std::max<int64_t>(n - 1, 0);
+    seen->rejected += n > 0 && expected.rejections > 0;
+    seen->statuses |= expected.status;
+    const Settings s = c.rule == Rule::greedy ? Settings{0.0f} : c.sampling.settings[b];
+    CHECK(num[0][b] == n, "request %lld: %d, not %lld", (long long)b, num[0][b], (long long)n);
+    CHECK(status[0][b] == expected.status, "request %lld: status %d, not %d", (long long)b, status[0][b],
+          expected.status);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t at = b * width + i;
+      CHECK(path[0][at] == expected.path[i], "node %d, not %lld", path[0][at], (long long)expected.path[i]);
+      CHECK(tokens[0][at] == expected.tokens[i],
+            "token %lld of request %lld is %lld, not %lld: rule %d, V %lld, T %g top_k %d top_p %g min_p %g order %d",
+            (long long)i, (long long)b, (long long)tokens[0][at], (long long)expected.tokens[i], (int)c.rule,
+            (long long)c.logits.columns(), s.temperature, s.top_k, s.top_p, s.min_p, (int)s.order);
+      if (!scored || expected.scores_doubtful) continue;
+      CHECK(near(logprobs[0][at], expected.logprobs[i]), "%g, not %g", logprobs[0][at], expected.logprobs[i]);
+      CHECK(near(lse[0][at], expected.lse[i]), "%g, not %g", lse[0][at], expected.lse[i]);
+    }
+  }
+}
+
+// ---- Random cases ----
+
+void add_tree(Numbers& numbers, int64_t vocab, bool chain, Trees& trees) {
+  const int64_t count = once_in(numbers, 10) ? 0 : 1 + numbers.below(12);
+  const int64_t rows = count + (once_in(numbers, 2) ? numbers.below(3) : 0), first = trees.total();
+  std::vector<int32_t> branch;  // from the root to the node that was added last
+  for (int64_t i = 0; i < rows; ++i) {
+    const bool live = i < count;
+    if (live && !chain) {
+      while (branch.size() > 1 && once_in(numbers, 2)) branch.pop_back();
+    }
+    trees.parents.push_back(live && i > 0 ? branch.back() : -1);
+    trees.depths.push_back(live ? static_cast<int32_t>(branch.size()) : 0);
+    trees.ends.push_back(live ? static_cast<int32_t>(i + 1) : 0);
+    constexpr int64_t kOdd[] = {-1, -1, -5, INT32_MAX};
+    trees.tokens.push_back(once_in(numbers, 12) ? one_of(numbers, kOdd) : numbers.below(vocab + once_in(numbers, 20)));
+    if (!live) continue;
+    for (const int32_t node : branch) trees.ends[first + node] = static_cast<int32_t>(i + 1);
+    branch.push_back(static_cast<int32_t>(i));
+    trees.max_depth = std::max(trees.max_depth, trees.depths.back());
+  }
+  trees.cu_nodes.push_back(static_cast<int32_t>(first + rows));
+}
+
+void damage(Numbers& numbers, Trees& trees) {
+  if (trees.total() == 0) return;
+  constexpr int32_t kValues[] = {-1, 0, 1, 2, 3, -7, INT32_MAX, INT32_MIN};
+  std::vector<int32_t>* columns[] = {&trees.parents, &trees.depths, &trees.ends, &trees.ends};
+  const int64_t row = numbers.below(trees.total());
+  (*one_of(numbers, columns))[row] = one_of(numbers, kValues);
+  if (once_in(numbers, 6)) trees.cu_nodes[numbers.below(trees.batch() + 1)] = one_of(numbers, kValues);
+  if (once_in(numbers, 6) && trees.max_depth > 0) --trees.max_depth;
+}
+
+// Maps between the target's ids and the columns of a draft's vocabulary, with some that do not agree.
+void add_maps(Numbers& numbers, int64_t vocab, Case* c) {
+  Ids targets, columns(static_cast<size_t>(vocab), -1);
+  for (int64_t id = 0; id < vocab; ++id) {
+    if (id == 0 || !once_in(numbers, 3)) targets.push_back(id);
+  }
+  if (once_in(numbers, 2)) {
+    for (size_t i = targets.size() - 1; i > 0; --i) std::swap(targets[i], targets[numbers.below(i + 1)]);
+  }
+  for (size_t i = 0; i < targets.size(); ++i) columns[targets[i]] = static_cast<int64_t>(i);
+  constexpr int64_t kOdd[] = {-1, -9, INT32_MAX};
+  if (once_in(numbers, 2)) targets[numbers.below(static_cast<int64_t>(targets.size()))] = one_of(numbers, kOdd);
+  if (once_in(numbers, 2)) columns[numbers.below(vocab)] = one_of(numbers, kOdd);
+  if (once_in(numbers, 2)) targets.push_back(vocab + numbers.below(9));
+  c->draft_to_target = random_indices(numbers, targets);
+  c->target_to_draft = random_indices(numbers, columns);
+}
+
+// Drafts of the best ids of the target's row of their parent, so that walks go on.
+void choose_tokens(Numbers& numbers, Case* c) {
+  Trees& t = c->trees;
+  for (int64_t b = 0; b < t.batch(); ++b) {
+    const Nodes nodes = open_slowly(t, b);
+    std::vector<Ids> best(static_cast<size_t>(nodes.count));
+    for (int64_t i = 1; i < nodes.count; ++i) {
+      const int64_t parent = t.parents[nodes.first + i], owner = nodes.first + parent;
+      const int64_t row = c->rows ? c->rows[owner] : owner;
+      if (once_in(numbers, 3) || row < 0 || row >= c->logits.rows()) continue;
+      if (best[parent].empty()) {
+        bool nan = false;
+        best[parent] = ranking(c->logits.clean(row, &nan));
+      }
+      const int64_t there = static_cast<int64_t>(best[parent].size());
+      if (there > 0) t.tokens[nodes.first + i] = best[parent][numbers.below(std::min<int64_t>(there, 3))];
+    }
+  }
+}
+
+Case random_case(Numbers& numbers, Rule rule, int64_t vocab, int64_t batch, bool wide_tokens) {
+  constexpr Logprobs kModes[] = {Logprobs::none, Logprobs::processed, Logprobs::raw};
+  constexpr int64_t kOddRows[] = {-1, -2, 1 << 20, INT32_MIN};
+  Case c;
+  c.rule = rule;
+  const bool chain = once_in(numbers, 3);
+  for (int64_t b = 0; b < batch; ++b) add_tree(numbers, vocab, chain, c.trees);
+  if (once_in(numbers, 4)) damage(numbers, c.trees);
+  const int64_t total = c.trees.total(), spare = numbers.below(2);
+  c.logits = random_rows(numbers, total + spare, vocab);
+  if (once_in(numbers, 3)) {
+    Ids rows;
+    for (int64_t i = 0; i < total; ++i) {
+      rows.push_back(once_in(numbers, 12) ? one_of(numbers, kOddRows) : numbers.below(total + spare));
+    }
+    c.rows = random_indices(numbers, rows);
+  }
+  choose_tokens(numbers, &c);
+  c.trees.given_tokens = Indices(c.trees.tokens, wide_tokens, 1 + numbers.below(2));
+  c.sampling = random_settings(numbers, batch, vocab, !once_in(numbers, 3));
+  if (once_in(numbers, 3) && total > 0) c.masks = random_masks(numbers, total, vocab);
+  Ids contexts, limits;
+  for (int64_t b = 0; b < batch; ++b) {
+    contexts.push_back(numbers.below(3000));
+    limits.push_back(numbers.below(8) - 1);
+    c.active.push_back(!once_in(numbers, 5));
+  }
+  c.context_lens = random_indices(numbers, contexts);
+  if (once_in(numbers, 4)) c.max_tokens = random_indices(numbers, limits);
+  c.some = once_in(numbers, 4);
+  c.logprobs = one_of(numbers, kModes);
+  c.replacement = once_in(numbers, 2);
+  if (rule != Rule::rejection || once_in(numbers, 4)) return c;
+  c.sampled_drafts = true;
+  c.draft_sampling = random_settings(numbers, batch, vocab, !once_in(numbers, 2));
+  if (once_in(numbers, 3)) add_maps(numbers, vocab, &c);
+  c.draft_logits = random_rows(numbers, total + spare, c.draft_to_target ? c.draft_to_target.size() : vocab);
+  if (!c.draft_to_target && once_in(numbers, 2)) {
+    // A drafter that resembles its target: both residuals and acceptance are then of some size.
+    for (int64_t r = 0; r < total; ++r) {
+      for (int64_t i = 0; i < vocab; ++i) {
+        c.draft_logits.set(r, i, static_cast<float>(c.logits.get(r, i)) + 0.5f * numbers.symmetric());
+      }
+    }
+  }
+  if (once_in(numbers, 2)) {
+    Ids rows;
+    for (int64_t i = 0; i < total; ++i) {
+      rows.push_back(once_in(numbers, 8) ? one_of(numbers, kOddRows) : numbers.below(total + spare));
+    }
+    c.draft_rows = random_indices(numbers, rows);
+  }
+  if (c.masks.given && once_in(numbers, 2)) c.draft_mask_rows = mask_rows(numbers, total, c.masks.rows);
+  return c;
+}
+
+void run_case(Numbers& numbers, Rule rule, int64_t vocab, int64_t batch, Tally* tally, Seen* seen) {
+  const bool wide = once_in(numbers, 2);
+  Case c = random_case(numbers, rule, vocab, batch, wide);
+  if (wide) {
+    check_case<int64_t>(c, tally, seen);
+  } else {
+    check_case<int32_t>(c, tally, seen);
+  }
+}
+
+// `most` is the share of results that may be too close to call.
+void test_random(Rule rule, const char* name, int rounds, double most, uint64_t seed) {
+  constexpr int64_t kSmall[] = {1, 2, 3, 5, 15, 16, 17, 63, 64, 65, 300};
+  constexpr int64_t kLarge[] = {4095, 4096, 4097, 9000};
+  Tally tally;
+  Seen seen;
+  Numbers numbers(seed + static_cast<uint64_t>(rule) + 7);
+  for (int round = 0; round < rounds; ++round) {
+    for (const int64_t vocab : kSmall) run_case(numbers, rule, vocab, numbers.below(5), &tally, &seen);
+    if (round % 4 == 0) {
+      for (const int64_t vocab : kLarge) run_case(numbers, rule, vocab, numbers.below(3), &tally, &seen);
+    }
+  }
+  // One request: the blocks of a row are spread over threads.
+  for (int round = 0; round < rounds / 8; ++round)
+    run_case(numbers, rule, 17000 + numbers.below(9000), 1, &tally, &seen);
+  tally.check(name, most);
+  std::printf("  %lld drafts accepted, %lld walks with a rejection\n", static_cast<long long>(seen.accepted),
+              static_cast<long long>(seen.rejected));
+  CHECK(6 * seen.accepted > tally.compared, "%s", name);
+  CHECK(rule != Rule::rejection || 8 * seen.rejected > tally.compared, "%s", name);
+  CHECK((seen.statuses & ~kStatusFallback) == (kStatusNan | kStatusDeadEnd | kStatusMalformed), "%s", name);
+}
+
+// ---- Where nothing is left ----
+// Both laws hold one and the same id, and the draft is another one: no drafter draws it, and no residual is left.
+void test_fallback() {
+  for (const int64_t vocab : {20, 5000}) {
+    Case c;
+    c.rule = Rule::rejection;
+    c.trees.cu_nodes = {0, 2};
+    c.trees.parents = {-1, 0};
+    c.trees.depths = {0, 1};
+    c.trees.ends = {2, 2};
+    c.trees.tokens = {0, 3};
+    c.trees.given_tokens = Indices(c.trees.tokens, true);
+    c.trees.max_depth = 1;
+    c.logits = LogitRows(FloatType::float32, 2, vocab, vocab, 0);
+    Numbers numbers(9);
+    for (int64_t r = 0; r < 2; ++r) fill_row(numbers, Shape::flat, r, c.logits);
+    c.logits.set(0, 17, 50.0f);
+    c.draft_logits = c.logits;
+    c.sampled_drafts = true;
+    c.context_lens = Indices({5}, true);
+    for (SettingsTable* table : {&c.sampling, &c.draft_sampling}) {
+      table->settings = {Settings{1.0f, 1, 1.0f, 0.0f, FilterOrder::top_k_first}};
+      table->seeds = {4};
+      table->finish();
+    }
+    Guarded<int64_t> tokens(2);
+    Guarded<int32_t> num(1), path(2), status(1);
+    VerifyParams p = parameters(c);
+    p.call.out_tokens = {tokens.data(), 1, true};
+    p.call.num_tokens = num.data();
+    p.call.path = path.data();
+    p.call.status = status.data();
+    SPECDEC_DISPATCH(verify, p);
+    CHECK(tokens[0] == 17 && tokens[1] == -1 && num[0] == 1 && path[0] == 0 && status[0] == kStatusFallback);
+  }
+}
+
+// ---- The steps of docs/randomness.md ----
+void test_vectors() {
+  struct Vector {
+    int64_t seed;
+    int32_t drafts[3];
+    Ids rejection, match;
+  };
+  const Vector kVectors[] = {
+      {1, {6, 6, 4}, {6, 4}, {8}},    {2, {2, 8, 3}, {2, 1}, {4}}, {3, {6, 6, 0}, {6, 2}, {6, 1}},
+      {4, {2, 5, 1}, {2, 5, 8}, {1}}, {5, {2, 6, 2}, {3}, {6}},    {6, {8, 1, 2}, {8, 1, 2, 3}, {9}},
+      {7, {4, 4, 1}, {4, 4, 2}, {8}}, {8, {5, 8, 1}, {5, 1}, {4}},
+  };
+  for (const FloatType type : kFloatTypes) {
+    LogitRows logits(type, 4, 10, 10, 0), draft_logits(type, 4, 10, 11, 1);
+    for (int64_t v = 0; v < 4; ++v) {
+      for (int64_t x = 0; x < 10; ++x) {
+        logits.set(v, x, static_cast<float>((7 * x + 3 * v) % 11) / 4);
+        draft_logits.set(v, x, static_cast<float>((5 * x + 2 * v) % 11) / 4);
+      }
+    }
+    for (const Vector& v : kVectors) {
+      for (const Rule rule : {Rule::rejection, Rule::match}) {
+        Case c;
+        c.rule = rule;
+        c.trees.cu_nodes = {0, 4};
+        c.trees.parents = {-1, 0, 1, 2};
+        c.trees.depths = {0, 1, 2, 3};
+        c.trees.ends = {4, 4, 4, 4};
+        c.trees.tokens = {0, v.drafts[0], v.drafts[1], v.drafts[2]};
+        c.trees.given_tokens = Indices(c.trees.tokens, false);
+        c.trees.max_depth = 3;
+        c.logits = logits;
+        c.draft_logits = draft_logits;
+        c.sampled_drafts = c.replacement = true;
+        c.context_lens = Indices({100}, false);
+        for (SettingsTable* table : {&c.sampling, &c.draft_sampling}) {
+          table->settings = {Settings{}};
+          table->seeds = {v.seed};
+          table->finish();
+        }
+        const Ids& expected = rule == Rule::match ? v.match : v.rejection;
+        CHECK(SlowWalk(c, 0).run().tokens == expected, "seed %lld", (long long)v.seed);
+        Tally tally;
+        Seen seen;
+        check_case<int64_t>(c, &tally, &seen);
+        CHECK(tally.compared == 1);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+// An argument is another seed, for runs over many.
+int main(int argc, char** argv) {
+  const uint64_t seed = argc > 1 ? 100 * std::strtoull(argv[1], nullptr, 10) : 0;
+  std::printf("instruction set %s\n", isa_name(current_isa()));
+  test_vectors();
+  test_fallback();
+  test_random(Rule::greedy, "greedy", 30, 0.0, seed);
+  test_random(Rule::match, "match", 60, 0.01, seed);
+  test_random(Rule::rejection, "rejection", 120, 0.03, seed);
+  std::puts("verify: ok");
+  return 0;
+}

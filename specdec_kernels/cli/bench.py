@@ -1,0 +1,97 @@
+"""``specdec bench``: the ops against the limit of this machine and against the same thing in PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from bench import machine, report, suite
+from bench.rows import Row, as_dicts, write_csv
+
+from .errors import UserError
+from .output import JsonOption, check_json, progress, working, write_json
+
+ALL = "all"
+
+
+def bench(
+    family: Annotated[str, typer.Argument(metavar="|".join((*suite.FAMILIES, ALL)), help="What to measure.")] = ALL,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only what the goals are set for, few samples, no torch.compile.")
+    ] = False,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help=f"Samples of each variant, fewer of slow ones; default {suite.REPEATS}, quick {suite.QUICK_REPEATS}.",
+        ),
+    ] = None,
+    json_file: JsonOption = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write all rows to FILE as CSV.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write a CSV file per family to FOLDER, named after family, processor and date."
+        ),
+    ] = None,
+) -> int:
+    """Measure the kernels: in turns with their baselines, after each result was found right.
+
+    Ends with exit code 1 if an op gave a wrong result, whatever its speed.
+    """
+    if family not in (*suite.FAMILIES, ALL):
+        raise UserError(f"the family must be one of {', '.join((*suite.FAMILIES, ALL))}, got {family!r}")
+    if repeats is not None and repeats < 1:
+        raise UserError(f"--repeats must be at least 1, got {repeats}")
+    check_json(json_file)
+    _check_file(csv_file)
+    _check_folder(out)
+    families = list(suite.FAMILIES) if family == ALL else [family]
+    with working("measuring the memory of this machine"):
+        setting = suite.prepare(quick, repeats)
+    console = Console(highlight=False)
+    backends = setting.backends
+    rows: list[Row] = []
+    for name in families:
+        with progress(f"measuring {name}", suite.count(name, setting)) as told:
+            found = suite.run(name, setting, told)
+        if out is not None:
+            _write("--out", found, out / machine.file_name(name, dict(setting.machine)))
+        for part in report.tables(name, found, backends):
+            console.print(part)
+        console.print()
+        rows += found
+    for line in report.conclusions(rows, backends):
+        console.print(Text(line))
+    if csv_file is not None:
+        _write("--csv", rows, csv_file)
+    write_json(json_file, as_dicts(rows))
+    return 1 if suite.wrong(rows, setting) else 0
+
+
+def _check_file(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--csv must name a file, got the folder {path}")
+    if not path.parent.is_dir():
+        raise UserError(f"--csv must name a file in an existing folder, got {path}")
+
+
+def _check_folder(path: Path | None) -> None:
+    if path is not None and path.exists() and not path.is_dir():
+        raise UserError(f"--out must name a folder, got the file {path}")
+
+
+def _write(option: str, rows: list[Row], path: Path) -> None:
+    try:
+        write_csv(rows, path)
+    except OSError as error:
+        reason = (error.strerror or "no reason").lower()
+        raise UserError(f"{option} must name a place that can be written, got {path}: {reason}") from error

@@ -1,0 +1,281 @@
+"""``specdec demo``: the shipped model continues held-out source code, by plain decoding and with each drafter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import specdec_kernels as ops
+from python_ref.decoding import Decoder
+
+from . import engine
+from .comparison import PLAIN, Method, Row, compare, decoders, request
+from .engine import DRAFT, TARGET, Loaded
+from .errors import UserError, user_errors
+from .output import JsonOption, check_json, printable, progress, write_json
+from .text import TextStream
+
+METHODS = (
+    Method(PLAIN, 0.0),
+    Method("ngram", 0.0),
+    Method("independent", 0.0),
+    Method(PLAIN, 0.8),
+    Method("ngram", 0.8),
+    Method("independent", 0.8),
+    Method("independent", 0.8, rule="rejection"),
+)
+
+_PROMPTS = "prompts.json"
+# The ops of which the methods consist; which backend serves them decides what the figures are about.
+_OPS = (
+    "tree_from_chains",
+    "sample_sample",
+    "sample_draft",
+    "verify_match",
+    "verify_rejection",
+    "draft_ngram_lookup",
+    "linear_skinny",
+)
+_SHOWN_LINES = 8
+
+
+class _Size(NamedTuple):
+    """How much work a run is: prompts and tokens that are measured, and tokens that are shown."""
+
+    prompts: int
+    new_tokens: int
+    shown_tokens: int
+
+
+_FULL, _QUICK = _Size(20, 128, 64), _Size(4, 48, 32)
+
+
+class _Source(NamedTuple):
+    """A prompt and where it stands in the standard library."""
+
+    place: str
+    text: str
+
+
+def demo(
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help=f"{_QUICK.prompts} prompts and {_QUICK.new_tokens} new tokens instead of {_FULL.prompts} and "
+            f"{_FULL.new_tokens}: fast, and less exact.",
+        ),
+    ] = False,
+    max_batch: Annotated[
+        int, typer.Option(metavar="N", help="Most prompts decoded together; 1 is where drafts gain most.")
+    ] = 4,
+    backend: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(ops.BACKENDS), help="Who computes the ops; none: the best there is."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the models run.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(metavar="|".join(engine.DTYPES), help="Of the models; int8: the weights only, on the CPU.")
+    ] = "float32",
+    assets: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help=f"Folder with {TARGET}, {DRAFT} and {_PROMPTS}; none: what is shipped."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Continue held-out source code with the shipped model and every drafter, and say what each gains and costs."""
+    check_json(json_file)
+    engine.check_choice("--dtype", dtype, engine.DTYPES)
+    where = engine.find_device(device)
+    folder = engine.ASSETS if assets is None else assets
+    size = _QUICK if quick else _FULL
+    sources = _read_prompts(folder)[: size.prompts]
+    with engine.find_backend(backend):
+        target = engine.load(_find(folder, TARGET), dtype, where)
+        drafters = {
+            PLAIN: None,
+            "ngram": engine.make_drafter("ngram", target, dtype),
+            "independent": engine.make_drafter(f"independent:{_find(folder, DRAFT)}", target, dtype),
+        }
+        prompts = [target.encode(source.text) for source in sources]
+        console = Console(highlight=False)
+        _introduce(console, target, drafters["independent"].model, dtype, where, backend)
+        with user_errors():
+            engines = decoders(target.model, ops, METHODS, drafters, max_batch)
+            # What is shown warms everything up, and is not measured: writing takes time, too.
+            _show(console, target, engines, sources, prompts, size.shown_tokens)
+            total = len(METHODS) * len(prompts) * size.new_tokens
+            with progress("measuring, in tokens", total) as report:
+                rows = compare(METHODS, engines, prompts, size.new_tokens, report)
+    console.print()
+    console.print(_table(rows))
+    console.print()
+    console.print(f"{min(max_batch, len(prompts))} of {rows[0].prompts} prompts at a time; the prompts are not timed.")
+    console.print(meaning(rows))
+    write_json(json_file, [asdict(row) for row in rows])
+
+
+def _find(folder: Path, name: str) -> Path:
+    if not (folder / name).exists():
+        raise UserError(
+            f"{folder} must hold the models {TARGET} and {DRAFT} and {_PROMPTS}, got no {name} "
+            "(python -m python_ref.training all makes them)"
+        )
+    return folder / name
+
+
+def _read_prompts(folder: Path) -> list[_Source]:
+    """The held-out prompts, in the order in which their hashes chose them."""
+    path = _find(folder, _PROMPTS)
+    with user_errors():
+        text = path.read_text(encoding="utf-8")
+    try:
+        sources = [_Source(f"{item['file']}, line {item['line']}", str(item["prompt"])) for item in json.loads(text)]
+    except (json.JSONDecodeError, TypeError, KeyError):
+        sources = []
+    if not sources or not all(source.text for source in sources):
+        raise UserError(f"{path} must be a JSON list of objects with file, line and prompt, got something else")
+    return sources
+
+
+def _introduce(
+    console: Console, target: Loaded, draft: Any, dtype: str, device: torch.device, backend: str | None
+) -> None:
+    weights = sum(parameter.numel() for parameter in draft.parameters())
+    console.print(
+        f"{TARGET} ({_millions(target.parameters)} weights) continues Python source that it has not been trained on; "
+        f"{DRAFT} ({_millions(weights)} weights) drafts for it.",
+        soft_wrap=True,
+    )
+    threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
+    console.print(f"{dtype} on {device}{threads}; {_served_by(device.type, backend)}.", soft_wrap=True)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} million"
+
+
+def _served_by(device: str, backend: str | None) -> str:
+    """Which backend computes the ops: with kernels that are missing the figures would say little."""
+    if backend is not None:
+        return f"ops on {backend}"
+    used = [op for op in _OPS if device == "cpu" or not op.startswith("linear_")]
+    missing = [op for op in used if ops.available_backends(op)[device] is not None]
+    if not missing:
+        return f"ops on {device}"
+    names = ", ".join(op.replace("_", ".", 1) for op in missing)
+    return f"ops on {device}, but {names} on reference, which is slow"
+
+
+def _show(
+    console: Console,
+    target: Loaded,
+    engines: Sequence[Decoder],
+    sources: Sequence[_Source],
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+) -> None:
+    """Let every method continue a prompt before the reader's eyes: one prompt per temperature."""
+    coloured = console.color_system is not None
+    if coloured:
+        console.print("Drafts that were accepted are green.", style="green")
+    shown: float | None = None
+    which = -1
+    for method, decoder in zip(METHODS, engines, strict=True):
+        if method.temperature != shown:
+            shown, which = method.temperature, (which + 1) % len(prompts)
+            _print_prompt(console, sources[which])
+        console.print()
+        console.rule(str(method), align="left", characters="-")
+        text = TextStream(target.tokenizer)
+
+        def write(tokens: list[int], text: TextStream = text) -> None:
+            for style, part in (("green", tokens[:-1]), (None, tokens[-1:])):  # the last one is the target's own
+                console.out(printable(text.push(part)), style=style, end="", highlight=False)
+
+        decoder.generate([request(prompts[which], new_tokens, method.temperature, which, write)])
+        console.out(printable(text.finish()), highlight=False)
+
+
+def _print_prompt(console: Console, source: _Source) -> None:
+    lines = source.text.splitlines()
+    console.print()
+    console.rule(f"prompt: {source.place}", align="left", characters="=")
+    if len(lines) > _SHOWN_LINES:
+        console.out(f"... {len(lines) - _SHOWN_LINES} more lines", style="dim", highlight=False)
+    console.out(printable("\n".join(lines[-_SHOWN_LINES:])), style="dim", highlight=False)
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("drafter", no_wrap=True)
+    table.add_column("rule", no_wrap=True)
+    for name in ("tokens/s", "speed-\nup", "tokens\nper step", "break-\neven", "distinct\n4-grams"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("same\ntext", no_wrap=True)
+    before: float | None = None
+    for row in rows:
+        if row.temperature != before:
+            if before is not None:
+                table.add_row()
+            table.add_row(f"T = {row.temperature:g}", style="bold")
+            before = row.temperature
+        same = {True: "yes", False: "NO", None: "its law"}[row.identical_to_baseline]
+        table.add_row(
+            row.drafter,
+            "" if row.drafter == PLAIN else row.rule,
+            f"{row.tokens_per_second:.1f}",
+            f"{row.speedup:.2f}",
+            f"{row.mean_tokens_per_step:.2f}",
+            f"{row.break_even_tokens_per_step:.2f}",
+            f"{row.distinct_4gram_share:.2f}",
+            same,
+        )
+    return table
+
+
+def meaning(rows: Sequence[Row]) -> str:
+    """One sentence: what drafts cost and gained, where they paid, and whether the text stayed what it was."""
+    drafted = [row for row in rows if row.drafter != PLAIN]
+    faster = sorted((row for row in drafted if row.speedup > 1), key=lambda row: -row.speedup)
+    speeds = [row.speedup for row in drafted]
+    if not faster:
+        verdict = f"plain decoding is the fastest, the others reach {_span(speeds, 2)} of its speed"
+    elif len(faster) == len(drafted):
+        verdict = f"all of them are faster than plain decoding ({_span(speeds, 2)} times its speed)"
+    else:
+        names = ", ".join(f"{_name(row)} ({row.speedup:.2f} times its speed)" for row in faster)
+        slower = [row.speedup for row in drafted if row not in faster]
+        verdict = f"faster than plain decoding: {names}, and slower: the rest ({_span(slower, 2)})"
+    costs = [row.break_even_tokens_per_step for row in drafted]
+    gains = [row.mean_tokens_per_step for row in drafted]
+    return (
+        f"On this machine a step with drafts takes the time of {_span(costs, 1)} plain steps and gains {_span(gains, 1)} "
+        f"tokens; {verdict}; {_proof(drafted)}."
+    )
+
+
+def _name(row: Row) -> str:
+    return str(Method(row.drafter, row.temperature, row.rule))
+
+
+def _span(values: Sequence[float], digits: int) -> str:
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _proof(drafted: Sequence[Row]) -> str:
+    promised = [row for row in drafted if row.identical_to_baseline is not None]
+    broken = [row for row in promised if not row.identical_to_baseline]
+    if broken:
+        names = ", ".join(map(_name, broken))
+        return f"the text of plain decoding was promised, and NOT given by {names}"
+    return "wherever the rule promises the text of plain decoding, it is that text, token for token"

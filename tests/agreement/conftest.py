@@ -1,0 +1,12 @@
+"""Small inputs are too little work for a second thread, and on a busy machine threads wait for each other."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,267 @@
+"""Edges of the contract: empty batches, roots alone, idle requests, padding, ties, and values that are no numbers."""
+
+import math
+
+import pytest
+import torch
+
+import specdec_kernels as sk
+
+from . import compare
+from .calls import LAW, call, check, equal, outcome
+from .cases import FLOATS, ORDERS, Draw, chain_tree, rows
+
+INF, NAN = math.inf, math.nan
+VERIFY = LAW[2:]
+EVERY = pytest.mark.op(*LAW)
+
+
+def verify(backend, op, tree, logits, temperature=1.0, **options):
+    """A rule of the verify family on short notice; drafts are deterministic."""
+    arguments = {"tree": tree, "logits": logits, **options}
+    batch = tree.cu_nodes.numel() - 1
+    if op != "verify_greedy":
+        arguments["sampling"] = sk.Sampling.of(batch, temperature=temperature, seed=list(range(batch)))
+        arguments["context_lens"] = torch.zeros(batch, dtype=torch.int64)
+    if op == "verify_rejection":
+        arguments |= {"draft_logits": None, "draft_sampling": None}
+    return compare.verify(backend, op, arguments, compare.Tally(f"{op} by hand, {backend}"))
+
+
+def sample(backend, logits, temperature=1.0, **options):
+    """``sample.sample`` on short notice: tokens and status."""
+    count = logits.shape[0]
+    filters = {name: options.pop(name) for name in ("top_k", "top_p", "min_p", "filter_order") if name in options}
+    settings = sk.Sampling.of(count, temperature=temperature, seed=list(range(count)), **filters)
+    arguments = {"logits": logits, "sampling": settings, "positions": torch.arange(count), **options}
+    tokens, status = outcome(backend, "sample_sample", arguments)
+    return tokens.tolist(), status.tolist()
+
+
+def draft(backend, logits, num, temperature=1.0, **options):
+    count = logits.shape[0]
+    settings = sk.Sampling.of(count, temperature=temperature, seed=list(range(count)))
+    arguments = {"logits": logits, "sampling": settings, "positions": torch.arange(count), "num": num, **options}
+    tokens, status = outcome(backend, "sample_draft", arguments)
+    return tokens.tolist(), status.tolist()
+
+
+# ---- empty, alone, idle, padded ---------------------------------------------------------------------------------------
+
+
+@EVERY
+@pytest.mark.parametrize("op", LAW)
+def test_no_requests(backend, op):
+    for seed in range(8):
+        arguments = call(op, seed, batch=0)
+        for field in outcome(backend, op, arguments):
+            assert field.shape[0] == 0
+
+
+@pytest.mark.op(*VERIFY)
+@pytest.mark.parametrize("op", VERIFY)
+def test_no_requests_but_rows(backend, op):
+    empty = torch.zeros(3, dtype=torch.int32)
+    tree = sk.TokenTree(torch.zeros(1, dtype=torch.int32), empty, empty, empty, empty, max_nodes=0, max_depth=2)
+    assert verify(backend, op, tree, torch.full((3, 4), NAN)).tokens.shape == (0, 3)
+
+
+@EVERY
+@pytest.mark.parametrize("op", LAW)
+@pytest.mark.parametrize("vocab", [1, 2, 3])
+def test_hardly_any_ids(backend, op, vocab):
+    tally = compare.Tally(f"{op}, V={vocab}, {backend}")
+    for seed in range(12):
+        check(backend, op, call(op, seed, vocab=vocab, batch=3), tally)
+    tally.close(near=0.1, different=0.1)
+
+
+@pytest.mark.op(*VERIFY)
+@pytest.mark.parametrize("op", VERIFY)
+def test_a_root_alone_gives_one_token(backend, op):
+    tree = chain_tree([[4], [5]])
+    logits = torch.tensor([[0.0, 9.0, 1.0], [0.0, 1.0, -INF]])
+    result = verify(backend, op, tree, logits)
+    assert result.num_tokens.tolist() == [1, 1] and result.path.tolist() == [[0], [0]]
+    if op == "verify_greedy":
+        assert result.tokens.tolist() == [[1], [1]]
+    if op == "verify_match":  # the token of plain decoding at the same position
+        plain, _ = sample(backend, logits, positions=torch.ones(2, dtype=torch.int64))
+        assert result.tokens.flatten().tolist() == plain
+
+
+@pytest.mark.op(*VERIFY)
+@pytest.mark.parametrize("op", VERIFY)
+def test_what_is_not_visited_is_not_read(backend, op):
+    """Padding, idle and inactive requests, and nodes behind a rejection hold NaN: it would show in the status."""
+    wanted, row = [3, 2, 1], torch.eye(6) * 40
+    live = [row[3], row[2], row[1]]
+    bad = torch.full((6,), NAN)
+    #        accepted to the end  padding  idle         rejected at once        inactive      behind the last request
+    logits = torch.stack([*live, bad, *[bad] * 4, row[5], bad, bad, bad, *[bad] * 4, bad])
+    tokens = torch.tensor([0, 3, 2, 77, *[0] * 4, 0, 1, 2, 77, *[0] * 4, 0])
+    parents = torch.tensor([-1, 0, 1, 5] * 4 + [9], dtype=torch.int32)
+    depths = torch.tensor([0, 1, 2, 9] * 4 + [9], dtype=torch.int32)
+    ends = torch.tensor([3, 3, 3, -5, 0, 3, 3, 9, 3, 3, 3, 9, 3, 3, 3, 9, 7], dtype=torch.int32)
+    offsets = torch.tensor([0, 4, 8, 12, 16], dtype=torch.int32)
+    tree = sk.TokenTree(offsets, tokens, parents, depths, ends, max_nodes=3, max_depth=2)
+    result = verify(backend, op, tree, logits, active=torch.tensor([True, True, True, False]), logprobs="raw")
+    assert result.status.tolist() == [0, 0, 0, 0]
+    assert result.num_tokens.tolist() == [3, 0, 1, 0]
+    assert result.tokens.tolist() == [wanted, [-1] * 3, [5, -1, -1], [-1] * 3]
+    assert result.path.tolist() == [[0, 1, 2], [-1] * 3, [0, -1, -1], [-1] * 3]
+    assert result.logprobs[1].tolist() == result.lse[3].tolist() == [0.0] * 3
+
+
+@pytest.mark.op(*VERIFY)
+@pytest.mark.parametrize("op", VERIFY)
+def test_absent_nodes_take_their_subtree_with_them(backend, op):
+    for hole in (-1, 6, 2**31 - 1, -(2**31)):
+        tree = chain_tree([[0, hole, 2]])
+        logits = torch.eye(6)[[3, 2, 1]] * 40
+        result = verify(backend, op, tree, logits)
+        assert result.tokens.tolist() == [[3, -1, -1]] and result.num_tokens.tolist() == [1]
+
+
+@pytest.mark.op(*VERIFY)
+@pytest.mark.parametrize("op", VERIFY)
+@pytest.mark.parametrize("most", [-1, 0, 1, 2, 3, 9])
+def test_the_number_of_tokens_is_clamped(backend, op, most):
+    tree = chain_tree([[0, 3, 2]])
+    logits = torch.eye(6)[[3, 2, 1]] * 40
+    result = verify(backend, op, tree, logits, max_tokens=torch.tensor([most]))
+    count = min(max(most, 0), 3)
+    assert result.num_tokens.tolist() == [count]
+    assert result.tokens.tolist() == [[3, 2, 1][:count] + [-1] * (3 - count)]
+    assert result.path.tolist() == [[0, 1, 2][:count] + [-1] * (3 - count)]
+
+
+# ---- values -------------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_ties_go_to_the_lowest_id(backend):
+    flat = torch.zeros(1, 9)
+    assert sample(backend, flat, 0.0) == ([0], [0])
+    assert sample(backend, flat, top_k=1) == ([0], [0])
+    assert sample(backend, flat, top_p=1e-6) == ([0], [0])
+    assert draft(backend, flat, 4, 0.0)[0] == [[0, 1, 2, 3]]
+    assert draft(backend, flat, 3, top=3)[0] == [[0, 1, 2]]
+    for order in ORDERS:
+        seen = {token for token in sample(backend, flat.expand(300, -1), top_k=3, filter_order=order)[0]}
+        assert seen == {0, 1, 2}
+        # With nine equal ids an id stays while less than 0.5 lies before it: 0/9, 1/9, ..., 4/9.
+        seen = {token for token in sample(backend, flat.expand(300, -1), top_p=0.5, filter_order=order)[0]}
+        assert seen == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.op(*VERIFY)
+@pytest.mark.parametrize("op", VERIFY)
+def test_of_equal_siblings_the_first_is_followed(backend, op):
+    i32 = torch.int32
+    tree = sk.TokenTree(
+        torch.tensor([0, 3], dtype=i32),
+        torch.tensor([0, 2, 2]),
+        torch.tensor([-1, 0, 0], dtype=i32),
+        torch.tensor([0, 1, 1], dtype=i32),
+        torch.tensor([3, 2, 3], dtype=i32),
+        max_nodes=3,
+        max_depth=1,
+    )
+    result = verify(backend, op, tree, torch.eye(4)[[2, 1, 3]] * 40)
+    assert result.path.tolist() == [[0, 1]] and result.tokens.tolist() == [[2, 1]]
+
+
+@EVERY
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-6, INF])
+def test_dead_ends(backend, temperature):
+    dead = torch.full((2, 5), -INF)
+    assert sample(backend, dead, temperature) == ([-1, -1], [2, 2])
+    assert draft(backend, dead, 2, temperature) == ([[-1, -1]] * 2, [2, 2])
+    masked = {"allowed": torch.tensor([[0]], dtype=torch.int32), "allowed_rows": torch.tensor([0, -1])}
+    tokens, status = sample(backend, torch.eye(2, 5) * 99, temperature, **masked)
+    assert status == [2, 0] and tokens[0] == -1 and tokens[1] >= 0
+    assert sample(backend, torch.full((1, 5), NAN), temperature) == ([-1], [3])
+
+
+@pytest.mark.op(*VERIFY)
+@pytest.mark.parametrize("op", VERIFY)
+def test_a_dead_end_counts_as_a_token(backend, op):
+    tree = chain_tree([[0, 3, 2]])
+    logits = torch.stack([torch.eye(6)[3] * 40, torch.full((6,), -INF), torch.eye(6)[1]])
+    result = verify(backend, op, tree, logits, logprobs="raw")
+    assert result.tokens.tolist() == [[3, -1, -1]] and result.num_tokens.tolist() == [2]
+    assert result.status.tolist() == [2]
+    assert result.logprobs[0, 1:].tolist() == [-INF, 0.0]
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_numbers_that_are_none(backend, dtype):
+    assert sample(backend, torch.tensor([[1.0, NAN, 0.0]], dtype=dtype), 0.0) == ([0], [1])
+    assert sample(backend, torch.tensor([[1.0, INF, INF]], dtype=dtype), 0.0) == ([1], [0])
+    assert sample(backend, torch.tensor([[1.0, INF, NAN]], dtype=dtype), 1.0) == ([1], [1])
+    assert draft(backend, torch.tensor([[INF, 1.0, NAN, -INF, INF]], dtype=dtype), 4, 0.0) == ([[0, 4, 1, -1]], [1])
+    both = torch.tensor([[INF, -INF, INF]], dtype=dtype).expand(60, -1)
+    assert set(sample(backend, both)[0]) == {0, 2}
+
+
+@EVERY
+@pytest.mark.parametrize("op", LAW)
+@pytest.mark.parametrize("kind", ["nan", "empty", "flat", "mixed", "adjacent", "huge", "few"])
+def test_rows_of_one_kind(backend, op, kind):
+    tally = compare.Tally(f"{op}, {kind} rows, {backend}")
+    for seed in range(12):
+        check(backend, op, call(op, seed, batch=3, kinds=(kind,), malformed=0.0), tally)
+    tally.close(near=0.1, different=0.1)
+
+
+@EVERY
+@pytest.mark.parametrize("op", LAW[:1] + VERIFY[1:])
+def test_cold_rows_in_a_warm_batch(backend, op):
+    """What has temperature 0 is decided without randomness, and its neighbours as if it were not there."""
+    for seed in range(6):
+        arguments = call(op, seed, odd=False, batch=6)
+        settings = arguments["sampling"]
+        cold = torch.arange(6) % 2 == 0
+        mixed = settings._replace(temperature=torch.where(cold, 0.0, settings.temperature + 0.1))
+        ours = outcome(backend, op, arguments | {"sampling": mixed})
+        for temperature, chosen in ((torch.zeros(6), cold), (settings.temperature + 0.1, ~cold)):
+            alike = outcome(backend, op, arguments | {"sampling": settings._replace(temperature=temperature)})
+            assert equal([field[chosen] for field in ours], [field[chosen] for field in alike])
+        other = settings._replace(temperature=torch.zeros(6), seed=settings.seed + 1)
+        frozen = outcome(backend, op, arguments | {"sampling": other})
+        assert equal([field[cold] for field in ours], [field[cold] for field in frozen])
+
+
+@EVERY
+def test_the_greedy_rules_agree_with_each_other(backend):
+    draw = Draw(5)
+    for seed in range(6):
+        arguments = call("verify_rejection", seed, odd=False, batch=4)
+        settings = arguments["sampling"]._replace(temperature=torch.zeros(4))
+        greedy = {"tree", "logits", "rows", "allowed", "allowed_rows", "active", "max_tokens", "logprobs"}
+        match = greedy | {"sampling", "context_lens"}
+        arguments |= {"sampling": settings, "context_lens": draw.whole_tensor(0, 9, (4,))}
+        results = [
+            outcome(backend, op, {k: v for k, v in arguments.items() if k in names})
+            for op, names in zip(VERIFY, (greedy, match, set(arguments)), strict=True)
+        ]
+        decided = [result[:3] for result in results]  # a NaN among the drafter's logits is no matter of the others
+        assert equal(decided[0], decided[1]) and equal(decided[0], decided[2])
+
+
+@EVERY
+@pytest.mark.parametrize("vocab", [31, 32, 33, 63, 64, 65])
+def test_masks_end_with_the_vocabulary(backend, vocab):
+    """Bits past the vocabulary stand for no id, and the bit of the last id counts."""
+    words = (vocab + 31) // 32
+    logits = rows(Draw(1), 4, vocab, torch.float32, ("normal",))
+    last = torch.zeros((4, words), dtype=torch.int32)
+    last[:, (vocab - 1) // 32] = -(2**31) if vocab % 32 == 0 else 1 << (vocab - 1) % 32
+    for temperature in (0.0, 1.0):
+        assert sample(backend, logits, temperature, allowed=last) == ([vocab - 1] * 4, [0] * 4)
+        past = torch.zeros((4, words), dtype=torch.int32)
+        if vocab % 32:
+            past[:, -1] = -1 << vocab % 32
+        assert sample(backend, logits, temperature, allowed=past) == ([-1] * 4, [2] * 4)

@@ -1,0 +1,230 @@
+"""Small valid calls of every public function, and through them the arguments of every op.
+
+An op gets two samples: ``plain`` has the required arguments alone, ``full`` has all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from agreement.cases import Shape
+from torch import Tensor
+
+import specdec_kernels as sk
+from specdec_kernels import _backend
+from specdec_kernels._schema import BY_NAME, OPS
+
+VOCAB, DRAFT_VOCAB, WORDS = 40, 24, 2
+FUSED = ("cuda", "triton", "cpu")
+
+Sample = Callable[[int], dict[str, Any]]
+
+
+def served(names: Any = tuple(op.name for op in OPS)) -> list[tuple[str, str]]:
+    """Pairs of an op and a fused backend: all that work here, and ``cpu`` in any case."""
+    return [
+        (name, backend)
+        for name in names
+        for backend in FUSED
+        if backend in BY_NAME[name].backends and (backend == "cpu" or sk.available_backends(name)[backend] is None)
+    ]
+
+
+def function(op: str) -> Callable[..., Any]:
+    """The public function of an op."""
+    return getattr(getattr(sk, BY_NAME[op].family), BY_NAME[op].function)  # type: ignore[no-any-return]
+
+
+def tree(batch: int) -> sk.TokenTree:
+    """Chains of three nodes and branching trees of four, in turn."""
+    shapes = [Shape([-1, 0, 1, 0] if b % 2 else [-1, 0, 1]) for b in range(batch)]
+    offsets = [0]
+    for shape in shapes:
+        offsets.append(offsets[-1] + len(shape.parents))
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([value for shape in shapes for value in getattr(shape, name)], dtype=torch.int32)
+
+    tokens = torch.arange(offsets[-1]) % VOCAB
+    return sk.TokenTree(
+        torch.tensor(offsets, dtype=torch.int32),
+        tokens,
+        *(column(name) for name in ("parents", "depths", "ends")),
+        max_nodes=4,
+        max_depth=2,
+    )
+
+
+def settings(batch: int, full: bool) -> sk.Sampling:
+    """Sampling settings, with all filters or with none."""
+    made = sk.Sampling.of(batch, temperature=0.8, top_k=9, top_p=0.9, min_p=0.01, seed=list(range(batch)))
+    return made if full else made._replace(top_k=None, top_p=None, min_p=None)
+
+
+def _mask(rows: int) -> dict[str, Tensor]:
+    return {
+        "allowed": torch.full((2, WORDS), -2, dtype=torch.int32),
+        "allowed_rows": torch.arange(rows) % 3 - 1,
+    }
+
+
+def _result(batch: int, depth: int) -> sk.VerifyResult:
+    def whole(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.full(shape, 77, dtype=dtype)
+
+    wide = (batch, depth + 1)
+    return sk.VerifyResult(
+        whole(*wide, dtype=torch.int64),
+        whole(batch),
+        whole(*wide),
+        whole(batch),
+        torch.full(wide, torch.nan),
+        torch.full(wide, torch.nan),
+    )
+
+
+def _verify(batch: int, full: bool) -> dict[str, Any]:
+    made = tree(batch)
+    nodes = made.tokens.numel()
+    arguments: dict[str, Any] = {"tree": made, "logits": torch.randn(nodes, VOCAB)}
+    if full:
+        arguments |= _mask(nodes) | {
+            "rows": torch.arange(nodes).flip(0),
+            "active": torch.ones(batch, dtype=torch.bool),
+            "max_tokens": torch.full((batch,), 2),
+            "logprobs": "processed",
+            "out": _result(batch, made.max_depth),
+        }
+    return arguments
+
+
+def _match(batch: int, full: bool) -> dict[str, Any]:
+    return _verify(batch, full) | {"sampling": settings(batch, full), "context_lens": torch.arange(batch)}
+
+
+def _rejection(batch: int, full: bool) -> dict[str, Any]:
+    arguments = _match(batch, full) | {"draft_logits": None, "draft_sampling": None}
+    if full:
+        nodes = arguments["tree"].tokens.numel()
+        back = torch.full((VOCAB,), -1)
+        back[:DRAFT_VOCAB] = torch.arange(DRAFT_VOCAB)
+        arguments |= {
+            "draft_logits": torch.randn(nodes, DRAFT_VOCAB),
+            "draft_sampling": settings(batch, full),
+            "rule": "token",
+            "replacement": True,
+            "draft_rows": torch.arange(nodes),
+            "draft_allowed_rows": torch.arange(nodes) % 3 - 1,
+            "draft_to_target": torch.arange(DRAFT_VOCAB),
+            "target_to_draft": back,
+        }
+    return arguments
+
+
+def _sample(batch: int, full: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "logits": torch.randn(batch, VOCAB),
+        "sampling": settings(batch, full),
+        "positions": torch.arange(batch),
+    }
+    if full:
+        arguments |= _mask(batch) | {
+            "active": torch.ones(batch, dtype=torch.bool),
+            "status": torch.zeros(batch, dtype=torch.int32),
+            "out": torch.zeros(batch, dtype=torch.int64),
+        }
+    return arguments
+
+
+def _draft(batch: int, full: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "logits": torch.randn(batch, DRAFT_VOCAB),
+        "sampling": settings(batch, full),
+        "positions": torch.arange(batch),
+        "num": 3,
+    }
+    if full:
+        arguments |= _mask(batch) | {
+            "replacement": True,
+            "top": 1,
+            "coupled": True,
+            "requests": torch.arange(batch).flip(0),
+            "depths": torch.arange(batch),
+            "nodes": torch.arange(batch),
+            "draft_to_target": torch.arange(DRAFT_VOCAB),
+            "status": torch.zeros(batch, dtype=torch.int32),
+            "out": torch.zeros((batch, 3), dtype=torch.int64),
+        }
+    return arguments
+
+
+def _from_chains(batch: int, full: bool) -> dict[str, Any]:
+    tokens = torch.arange(4 * batch).view(batch, 4)
+    if not full:
+        return {"tokens": tokens}
+    out = sk.TokenTree(
+        torch.zeros(batch + 1, dtype=torch.int32),
+        torch.zeros(4 * batch, dtype=torch.int64),
+        *(torch.zeros(4 * batch, dtype=torch.int32) for _ in range(3)),
+        max_nodes=4,
+        max_depth=3,
+        status=torch.zeros(batch, dtype=torch.int32),
+    )
+    return {"tokens": tokens, "lengths": torch.arange(batch) + 1, "out": out}
+
+
+def _ngram_lookup(batch: int, full: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "history": torch.arange(9 * batch).view(batch, 9) % 4,
+        "lengths": torch.full((batch,), 8),
+    }
+    if full:
+        arguments |= {
+            "min_n": 2,
+            "max_n": 3,
+            "num": 2,
+            "active": torch.ones(batch, dtype=torch.bool),
+            "out": (torch.zeros((batch, 2), dtype=torch.int64), torch.zeros(batch, dtype=torch.int32)),
+        }
+    return arguments
+
+
+def _pack(batch: int, full: bool) -> dict[str, Any]:
+    weight = torch.randn(35 + batch, 7)
+    return {"weight": weight, "dtype": torch.int8, "bias": torch.randn(35 + batch)} if full else {"weight": weight}
+
+
+def _skinny(batch: int, full: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"x": torch.randn(batch, 7), "packed": sk.linear.pack(**_pack(batch, full))}
+    if full:
+        arguments["out"] = torch.zeros(batch, 35 + batch)
+    return arguments
+
+
+MAKERS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
+    "tree_from_chains": _from_chains,
+    "sample_sample": _sample,
+    "sample_draft": _draft,
+    "verify_greedy": _verify,
+    "verify_match": _match,
+    "verify_rejection": _rejection,
+    "draft_ngram_lookup": _ngram_lookup,
+    "linear_pack": _pack,
+    "linear_skinny": _skinny,
+}
+
+
+def sample(op: str, full: bool, batch: int = 2) -> dict[str, Any]:
+    """Keyword arguments of the public function of an op, on the CPU, for so many requests or rows."""
+    return MAKERS[op](batch, full)
+
+
+def arguments_of(op: str, call: dict[str, Any]) -> tuple[Any, ...]:
+    """What the public function passes to the op."""
+    taken: list[tuple[Any, ...]] = []
+    with mock.patch.object(_backend, "call", lambda name, backend, device, arguments: taken.append(arguments)):
+        function(op)(**call)
+    return taken[0]

@@ -1,0 +1,227 @@
+"""Every check of the public arguments: a call, the exception, and its exact text.
+
+``ARGUMENTS`` says of each tensor which shape and dtypes it must have; calls that break them are made from it. What is
+left over stands in ``SPECIAL``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from dispatch.samples import sample
+
+INDEX, FLOAT, WEIGHT = "int32 or int64", "float32, bfloat16 or float16", "float32, bfloat16 or int8"
+
+# Sizes of the samples: 2 requests with 7 nodes, 40 ids (2 words of mask), 24 draft ids, chains of 4, histories of 9.
+_TREE = {
+    "tree.tokens": ("[T]", INDEX),
+    "tree.cu_nodes": ("[B+1]", "int32"),
+    "tree.parents": ("[7]", "int32"),
+    "tree.depths": ("[7]", "int32"),
+    "tree.ends": ("[7]", "int32"),
+}
+_MASK = {"allowed": ("[rows, 2]", "int32"), "allowed_rows": ("[7]", INDEX)}
+_BATCH = {"active": ("[2]", "bool"), "max_tokens": ("[2]", INDEX)}
+_RESULT = {
+    "out.tokens": ("[2, 3]", "int64"),
+    "out.num_tokens": ("[2]", "int32"),
+    "out.path": ("[2, 3]", "int32"),
+    "out.status": ("[2]", "int32"),
+    "out.logprobs": ("[2, 3]", "float32"),
+    "out.lse": ("[2, 3]", "float32"),
+}
+
+
+def _settings(name: str, *, seed: bool = True) -> dict[str, tuple[str, str]]:
+    fields = {"temperature": "float32", "top_k": "int32", "top_p": "float32", "min_p": "float32", "seed": "int64"}
+    return {f"{name}.{field}": ("[2]", dtype) for field, dtype in fields.items() if seed or field != "seed"}
+
+
+_VERIFY = _TREE | {"logits": ("[T, V]", FLOAT), "rows": ("[7]", INDEX)} | _MASK | _BATCH | _RESULT
+_MATCH = _VERIFY | _settings("sampling") | {"context_lens": ("[2]", INDEX)}
+_ROWS = {"allowed": ("[rows, 2]", "int32"), "allowed_rows": ("[2]", INDEX)}
+
+#: op -> argument -> (shape, dtypes); the first one says on which device all others must be.
+ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
+    "tree_from_chains": {
+        "tokens": ("[B, N]", INDEX),
+        "lengths": ("[2]", INDEX),
+        "out.cu_nodes": ("[3]", "int32"),
+        "out.tokens": ("[8]", "int64"),
+        "out.parents": ("[8]", "int32"),
+        "out.depths": ("[8]", "int32"),
+        "out.ends": ("[8]", "int32"),
+        "out.status": ("[2]", "int32"),
+    },
+    "sample_sample": {"logits": ("[B, V]", FLOAT), "positions": ("[2]", INDEX), "active": ("[2]", "bool")}
+    | {"status": ("[2]", "int32"), "out": ("[2]", "int64")}
+    | _settings("sampling")
+    | _ROWS,
+    "sample_draft": {"logits": ("[R, V]", FLOAT)}
+    | {name: ("[2]", INDEX) for name in ("positions", "requests", "depths", "nodes")}
+    | {"draft_to_target": ("[24]", INDEX), "status": ("[2]", "int32"), "out": ("[2, 3]", "int64")}
+    | _settings("sampling")
+    | {"allowed": ("[rows, words]", "int32"), "allowed_rows": ("[2]", INDEX)},
+    "verify_greedy": _VERIFY,
+    "verify_match": _MATCH,
+    "verify_rejection": _MATCH
+    | _settings("draft_sampling", seed=False)
+    | {"draft_logits": ("[rows, 24]", FLOAT), "draft_rows": ("[7]", INDEX), "draft_allowed_rows": ("[7]", INDEX)}
+    | {"draft_to_target": ("[V_draft]", INDEX), "target_to_draft": ("[40]", INDEX)},
+    "draft_ngram_lookup": {
+        "history": ("[B, L]", INDEX),
+        "lengths": ("[2]", INDEX),
+        "active": ("[2]", "bool"),
+        "out[0]": ("[2, 2]", "int64"),
+        "out[1]": ("[2]", "int32"),
+    },
+    "linear_pack": {"weight": ("[N, K]", FLOAT), "bias": ("[37]", "float32")},
+    "linear_skinny": {"x": ("[T, 7]", FLOAT), "packed.data": ("[2, 7, 32]", WEIGHT), "out": ("[2, 37]", "float32")},
+}
+
+VERIFY = ("verify_greedy", "verify_match", "verify_rejection")
+DRAWN = ("sample_sample", "sample_draft", "verify_match", "verify_rejection")
+
+
+def identity(text: str) -> str:
+    """A message as the name of a test."""
+    return text.translate({ord(" "): "_", ord("["): "(", ord("]"): ")"})
+
+
+def read(call: dict[str, Any], path: str) -> Any:
+    """The argument of a call that a message calls ``record.field`` or ``record[i]``."""
+    if "[" in path:
+        return call[path[:-3]][int(path[-2])]
+    name, _, field = path.partition(".")
+    return getattr(call[name], field) if field else call[name]
+
+
+def changed(call: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The call with one argument replaced."""
+    if "[" in path:
+        name, i = path[:-3], int(path[-2])
+        return call | {name: tuple(value if j == i else old for j, old in enumerate(call[name]))}
+    name, _, field = path.partition(".")
+    return call | {name: call[name]._replace(**{field: value}) if field else value}
+
+
+def _of_tensors() -> list[tuple[str, dict[str, Any], type, str]]:
+    cases = []
+    for op, arguments in ARGUMENTS.items():
+        call, public = sample(op, full=True), op.replace("_", ".", 1)
+        for i, (path, (shape, dtypes)) in enumerate(arguments.items()):
+            value, start = read(call, path), f"{public}: {path} must "
+            cases.append((op, changed(call, path, "text"), TypeError, f"{start}be a tensor, got str"))
+            wrong = value.to(torch.float64)
+            cases.append((op, changed(call, path, wrong), TypeError, f"{start}have dtype {dtypes}, got float64"))
+            wrong = value.unsqueeze(0)
+            sentence = f"{start}have shape {shape}, got {list(wrong.shape)}"
+            if (op, path) == ("sample_draft", "sampling.temperature"):  # with `requests` it says how many there are
+                sentence = sentence.replace("[2]", "[B]")
+            cases.append((op, changed(call, path, wrong), ValueError, sentence))
+            if shape[1].isdigit() and (op, path) != ("sample_draft", "sampling.temperature"):
+                wrong = value[:-1]
+                sentence = f"{start}have shape {shape}, got {list(wrong.shape)}"
+                cases.append((op, changed(call, path, wrong), ValueError, sentence))
+            if i:
+                cases.append((op, changed(call, path, value.to("meta")), ValueError, f"{start}be on cpu, got meta"))
+    return cases
+
+
+def _special() -> list[tuple[str, dict[str, Any], type, str]]:
+    cases = []
+
+    def add(op: str, error: type, text: str, *drop: str, plain: bool = False, **changes: Any) -> None:
+        call = sample(op, full=not plain)
+        for path, value in changes.items():
+            call = changed(call, path.replace("__", "."), value)
+        cases.append(
+            (op, {k: v for k, v in call.items() if k not in drop}, error, f"{op.replace('_', '.', 1)}: {text}")
+        )
+
+    spread = torch.randn(7, 80)[:, ::2]
+    for op in VERIFY:
+        text = "tree.cu_nodes must have at least one element, got shape [0]"
+        add(op, ValueError, text, tree__cu_nodes=torch.zeros(0, dtype=torch.int32))
+        for bound in ("max_nodes", "max_depth"):
+            add(op, TypeError, f"tree.{bound} must be an int, got str", **{f"tree__{bound}": "7"})
+            add(op, TypeError, f"tree.{bound} must be an int, got bool", **{f"tree__{bound}": True})
+            add(op, ValueError, f"tree.{bound} must be at least 0, got -1", **{f"tree__{bound}": -1})
+        add(op, ValueError, "logits must have unit stride in the last dimension, got 2", logits=spread)
+        add(op, ValueError, "logits must have at least one column, got shape [7, 0]", logits=torch.randn(7, 0))
+        add(op, ValueError, "logits must have at least 7 rows, got 6", "rows", logits=torch.randn(6, 40))
+        add(op, ValueError, "logprobs must be one of None, 'processed', 'raw', got 'log'", logprobs="log")
+        add(op, ValueError, "out.logprobs must be given with logprobs, got None", out__logprobs=None)
+        add(op, ValueError, "out.lse must be given with logprobs, got None", out__lse=None)
+    for op in (*VERIFY, "sample_sample"):
+        count = 7 if op in VERIFY else 2
+        text = f"allowed must have at least {count} rows, got 1"
+        add(op, ValueError, text, "allowed_rows", allowed=torch.zeros((1, 2), dtype=torch.int32))
+    for op in (*VERIFY, "sample_sample", "sample_draft"):
+        drop = ("draft_allowed_rows",) if op == "verify_rejection" else ()
+        add(op, ValueError, "allowed must be given with allowed_rows, got None", *drop, allowed=None)
+        wide = torch.zeros((7, 4), dtype=torch.int32)[:, ::2]
+        add(op, ValueError, "allowed must have unit stride in the last dimension, got 2", allowed=wide)
+    text = "allowed must have at least 2 rows, got 1"
+    add("sample_draft", ValueError, text, "allowed_rows", allowed=torch.zeros((1, 2), dtype=torch.int32))
+    text = "allowed must have shape [rows, 1], got [2, 2]"
+    add("sample_draft", ValueError, text, plain=True, allowed=torch.zeros((2, 2), dtype=torch.int32))
+    for op in ("sample_sample", "sample_draft"):
+        narrow = torch.randn(2, 80)[:, ::2] if op == "sample_sample" else torch.randn(2, 48)[:, ::2]
+        add(op, ValueError, "logits must have unit stride in the last dimension, got 2", logits=narrow)
+        add(op, ValueError, "logits must have at least one column, got shape [2, 0]", logits=torch.randn(2, 0))
+    for op in DRAWN:
+        add(op, ValueError, "sampling.seed must be given, got None", sampling__seed=None)
+        text = "must be one of 'top_k_first', 'joint', 'min_p_first', got 'top_p_first'"
+        add(op, ValueError, f"sampling.filter_order {text}", sampling__filter_order="top_p_first")
+    add(
+        "verify_rejection",
+        ValueError,
+        f"draft_sampling.filter_order {text}",
+        draft_sampling__filter_order="top_p_first",
+    )
+    add("verify_rejection", ValueError, "rule must be one of 'token', got 'strict'", rule="strict")
+    for name in ("draft_to_target", "target_to_draft"):
+        add("verify_rejection", ValueError, f"{name} must be given together with its inverse, got None", name)
+    text = "draft_sampling must be given with draft_logits, got None"
+    add("verify_rejection", ValueError, text, draft_sampling=None)
+    text = "draft_logits must have at least 7 rows, got 6"
+    add("verify_rejection", ValueError, text, "draft_rows", draft_logits=torch.randn(6, 24))
+    text = "draft_logits must have shape [rows, 40], got [7, 24]"
+    add("verify_rejection", ValueError, text, "draft_to_target", "target_to_draft")
+    text = "draft_logits must have unit stride in the last dimension, got 2"
+    add("verify_rejection", ValueError, text, draft_logits=torch.randn(7, 48)[:, ::2])
+    text = "draft_logits must have at least one column, got shape [7, 0]"
+    empty = torch.zeros(0, dtype=torch.int64)
+    add("verify_rejection", ValueError, text, draft_to_target=empty, draft_logits=torch.randn(7, 0))
+    text = "allowed must be given with draft_allowed_rows, got None"
+    add("verify_rejection", ValueError, text, "allowed_rows", allowed=None)
+    for value, error, text in (
+        (0, ValueError, "num must be between 1 and 256, got 0"),
+        (257, ValueError, "num must be between 1 and 256, got 257"),
+        (2.0, TypeError, "num must be an int, got float"),
+        (True, TypeError, "num must be an int, got bool"),
+    ):
+        add("sample_draft", error, text, num=value)
+    add("sample_draft", ValueError, "top must be between 0 and 3, got 4", top=4)
+    add("sample_draft", ValueError, "top must be between 0 and 3, got -1", top=-1)
+    add("sample_draft", TypeError, "top must be an int, got NoneType", top=None)
+    text = "sampling.temperature must have shape [2], got [3]"
+    add("sample_draft", ValueError, text, "requests", sampling__temperature=torch.zeros(3))
+    add("tree_from_chains", ValueError, "out.status must be given, got None", out__status=None)
+    text = "history must have unit stride in the last dimension, got 2"
+    add("draft_ngram_lookup", ValueError, text, history=torch.zeros((2, 18), dtype=torch.int64)[:, ::2])
+    add("draft_ngram_lookup", ValueError, "min_n must be at least 1, got 0", min_n=0)
+    add("draft_ngram_lookup", ValueError, "max_n must be at least 2, got 1", max_n=1)
+    add("draft_ngram_lookup", ValueError, "num must be at least 1, got 0", num=0)
+    for name in ("min_n", "max_n", "num"):
+        add("draft_ngram_lookup", TypeError, f"{name} must be an int, got float", **{name: 2.0})
+    add("linear_pack", TypeError, "dtype must be float32, bfloat16 or int8, got float16", dtype=torch.float16)
+    return cases
+
+
+def cases() -> list[tuple[str, dict[str, Any], type, str]]:
+    """All of ``(op, keyword arguments, exception, text)``."""
+    torch.manual_seed(0)
+    return _of_tensors() + _special()

@@ -1,0 +1,73 @@
+"""Bad data on the device sets ``status``; with ``SPECDEC_DEBUG=1`` it raises what the status says."""
+
+import processes
+import pytest
+import torch
+from agreement.compare import device_of, move
+from dispatch.samples import function, sample
+
+import specdec_kernels as sk
+
+PROGRAM = """
+import torch
+import specdec_kernels as sk
+from dispatch.samples import function
+from errors.test_debug import CASES, spoiled
+for name in CASES:
+    op, call = spoiled(name, {backend!r})
+    try:
+        function(op)(**call)
+        print("nothing")
+    except ValueError as error:
+        print(error)
+"""
+
+NAN = "logits must not contain NaN, got status 1 for requests"
+MALFORMED = "tree and row indices must be well-formed, got status 8 for requests"
+# name -> op, what is spoiled in its sample, the sentence
+CASES = {
+    "a NaN at the root": ("verify_greedy", lambda call: call["logits"].__setitem__(0, torch.nan), f"{NAN} [0]"),
+    "NaN in both": ("verify_match", lambda call: call["logits"].fill_(torch.nan), f"{NAN} [0 1]"),
+    "a NaN among the drafts": ("sample_draft", lambda call: call["logits"][1].fill_(torch.nan), f"{NAN} [1]"),
+    "a NaN in plain decoding": ("sample_sample", lambda call: call["logits"][1].fill_(torch.nan), f"{NAN} [1]"),
+    "a wrong end": ("verify_rejection", lambda call: call["tree"].ends.__setitem__(1, 9), f"{MALFORMED} [0]"),
+    "a length out of range": ("tree_from_chains", lambda call: call["lengths"].fill_(9), f"{MALFORMED} [0 1]"),
+    "a row out of range": (
+        "verify_greedy",
+        lambda call: call.update(rows=torch.full((7,), -1)),
+        f"{MALFORMED} [0 1]",
+    ),
+    "a request out of range": ("sample_draft", lambda call: call["requests"].__setitem__(1, 2), f"{MALFORMED} [1]"),
+}
+
+
+def spoiled(name, backend):
+    """An op, and arguments of its public function that hold bad data."""
+    torch.manual_seed(0)
+    op, spoil, _ = CASES[name]
+    call = sample(op, full=op in ("tree_from_chains", "sample_draft"))
+    spoil(call)
+    return op, {key: move(value, device_of(backend)) for key, value in call.items()} | {"backend": backend}
+
+
+@pytest.mark.op(*{case[0] for case in CASES.values()})
+def test_bad_data_raises_with_the_variable(backend):
+    said = processes.python(PROGRAM.format(backend=backend), SPECDEC_DEBUG="1").splitlines()
+    assert said == [f"{op.replace('_', '.', 1)}: {sentence}" for op, _, sentence in CASES.values()]
+
+
+def test_bad_data_does_not_raise_without_it():
+    said = processes.python(PROGRAM.format(backend="reference"), SPECDEC_DEBUG="0").splitlines()
+    assert said == ["nothing"] * len(CASES)
+
+
+@pytest.mark.op(*{case[0] for case in CASES.values()})
+@pytest.mark.parametrize("name", CASES)
+def test_bad_data_sets_the_status_that_the_sentence_names(backend, name):
+    op, call = spoiled(name, backend)
+    if op.startswith("sample"):
+        call["status"] = torch.zeros(2, dtype=torch.int32, device=device_of(backend))
+    made = function(op)(**call)
+    status = call.get("status", getattr(made, "status", None)).cpu()
+    bit = sk.Status.NAN if "status 1" in CASES[name][2] else sk.Status.MALFORMED
+    assert CASES[name][2].endswith(str((status & bit).nonzero().flatten().numpy()))
