@@ -42,6 +42,8 @@ def tensor(
     device: torch.device | None = None,
 ) -> None:
     """Check one tensor. A string in ``shape`` stands for any size and is its name in the message."""
+    if type(value) is Tensor and value.shape == shape and value.dtype in dtypes and device == value.device:
+        return  # the usual case; what follows finds the words for all others
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
@@ -165,16 +167,9 @@ def new_result(op: str, tree: TokenTree, batch: int, logprobs: str | None, out: 
     device = tree.tokens.device
     width = tree.max_depth + 1
     if out is None:
-        wide = (batch, width)
-        with_logprobs = logprobs is not None
-        return VerifyResult(
-            torch.empty(wide, dtype=tree.tokens.dtype, device=device),
-            torch.empty((batch,), dtype=torch.int32, device=device),
-            torch.empty(wide, dtype=torch.int32, device=device),
-            torch.empty((batch,), dtype=torch.int32, device=device),
-            torch.empty(wide, dtype=torch.float32, device=device) if with_logprobs else None,
-            torch.empty(wide, dtype=torch.float32, device=device) if with_logprobs else None,
-        )
+        wide, int32 = (batch, width), tree.cu_nodes.new_empty
+        scores = [torch.empty(wide, dtype=torch.float32, device=device) for _ in range(2 * (logprobs is not None))]
+        return VerifyResult(tree.tokens.new_empty(wide), int32(batch), int32(wide), int32(batch), *scores)
     tensor(op, "out.tokens", out.tokens, (batch, width), (tree.tokens.dtype,), device)
     tensor(op, "out.num_tokens", out.num_tokens, (batch,), INT32, device)
     tensor(op, "out.path", out.path, (batch, width), INT32, device)

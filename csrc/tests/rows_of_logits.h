@@ -140,8 +140,8 @@ class LogitRows {
 };
 
 // What a row looks like.
-enum class Shape { peaked, flat, ties, equal, wild, nothing };
-constexpr Shape kShapes[] = {Shape::peaked, Shape::peaked, Shape::peaked, Shape::flat,
+enum class Shape { peaked, flat, spiked, ties, equal, wild, nothing };
+constexpr Shape kShapes[] = {Shape::peaked, Shape::peaked, Shape::spiked, Shape::flat,
                              Shape::ties,   Shape::ties,   Shape::equal,  Shape::wild};
 
 inline void fill_row(Numbers& numbers, Shape shape, int64_t row, LogitRows& rows) {
@@ -153,6 +153,7 @@ inline void fill_row(Numbers& numbers, Shape shape, int64_t row, LogitRows& rows
     normal += numbers.symmetric();
     float value = 4 * normal;
     if (shape == Shape::flat) value = 3 + 0.01f * normal;
+    if (shape == Shape::spiked) value = once_in(numbers, 2500) ? 8.0f + normal : 0.5f * normal;
     if (shape == Shape::ties) value = 0.25f * static_cast<float>(numbers.below(20));
     if (shape == Shape::equal) value = all;
     if (shape == Shape::wild && once_in(numbers, 4)) value = one_of(numbers, kWild);
@@ -230,6 +231,8 @@ inline Masks random_masks(Numbers& numbers, int64_t owners, int64_t vocab) {
   return masks;
 }
 
+constexpr FilterOrder kOrders[] = {FilterOrder::top_k_first, FilterOrder::joint, FilterOrder::min_p_first};
+
 // Settings of a batch.
 struct SettingsTable {
   std::vector<Settings> settings;
@@ -273,7 +276,6 @@ inline SettingsTable random_settings(Numbers& numbers, int64_t batch, int64_t vo
   constexpr float kMinP[] = {0.0f, 0.0f, 0.0f, 0.02f, 0.1f, 0.5f, 1.0f, 1.5f, NAN};
   const int32_t few = static_cast<int32_t>(1 + numbers.below(vocab));
   const int32_t kTopK[] = {0, 0, 0, 1, 2, 5, 40, 4096, 4097, few, few, -1, INT32_MAX};
-  constexpr FilterOrder kOrders[] = {FilterOrder::top_k_first, FilterOrder::joint, FilterOrder::min_p_first};
   SettingsTable table;
   table.filters = filters;
   table.order = one_of(numbers, kOrders);
@@ -289,6 +291,38 @@ inline SettingsTable random_settings(Numbers& numbers, int64_t batch, int64_t vo
     table.settings.push_back(s);
     table.seeds.push_back(static_cast<int64_t>(numbers.bits()));
   }
+  table.finish();
+  return table;
+}
+
+// Rows of 20,000 ids and more, of which more than 4,096 are kept or compete for the cut, and their filters.
+struct WideRow {
+  Shape shape;
+  int32_t top_k;
+  float top_p, min_p;
+};
+constexpr WideRow kWideRows[] = {
+    {Shape::flat, 0, 1.0f, 0.0f},      {Shape::flat, 5000, 1.0f, 0.0f},    {Shape::flat, 0, 0.9f, 0.0f},
+    {Shape::flat, 9000, 0.7f, 0.0f},   {Shape::flat, 15000, 0.9f, 0.99f},  {Shape::ties, 4097, 1.0f, 0.0f},
+    {Shape::ties, 0, 0.9f, 0.0f},      {Shape::ties, 12000, 0.95f, 0.05f}, {Shape::ties, 700, 1.0f, 0.0f},
+    {Shape::ties, 0, 0.3f, 0.6f},      {Shape::equal, 5000, 1.0f, 0.0f},   {Shape::equal, 0, 0.31f, 0.0f},
+    {Shape::equal, 10000, 0.9f, 0.5f}, {Shape::equal, 3, 1.0f, 0.0f},      {Shape::peaked, 6000, 0.99f, 0.0f},
+    {Shape::peaked, 50, 0.9f, 0.01f},  {Shape::wild, 4500, 0.999f, 0.0f},  {Shape::wild, 0, 0.97f, 1e-6f},
+    {Shape::nothing, 100, 0.9f, 0.0f},
+};
+
+inline LogitRows one_wide_row(Numbers& numbers, const WideRow& wide, int64_t vocab) {
+  const FloatType type = one_of(numbers, kFloatTypes);
+  LogitRows logits(type, 1, vocab, vocab, 1 + 2 * numbers.below(9));
+  fill_row(numbers, wide.shape, 0, logits);
+  return logits;
+}
+
+inline SettingsTable wide_settings(Numbers& numbers, const WideRow& wide, FilterOrder order, float temperature) {
+  SettingsTable table;
+  table.order = order;
+  table.settings = {{temperature, wide.top_k, wide.top_p, wide.min_p, order}};
+  table.seeds = {static_cast<int64_t>(numbers.bits())};
   table.finish();
   return table;
 }

@@ -123,38 +123,16 @@ void test_sample(uint64_t seed) {
   tally.check("sample", 0.02);
 }
 
-// Rows of which more than 4,096 ids are kept or compete for the cut, one at a time, so that a row's blocks are spread
-// over threads.
+// One at a time, so that a row's blocks are spread over threads.
 void test_wide_rows(uint64_t seed) {
-  struct Wide {
-    Shape shape;
-    int32_t top_k;
-    float top_p, min_p;
-  };
-  constexpr Wide kCases[] = {
-      {Shape::flat, 0, 1.0f, 0.0f},      {Shape::flat, 5000, 1.0f, 0.0f},    {Shape::flat, 0, 0.9f, 0.0f},
-      {Shape::flat, 9000, 0.7f, 0.0f},   {Shape::flat, 15000, 0.9f, 0.99f},  {Shape::ties, 4097, 1.0f, 0.0f},
-      {Shape::ties, 0, 0.9f, 0.0f},      {Shape::ties, 12000, 0.95f, 0.05f}, {Shape::ties, 700, 1.0f, 0.0f},
-      {Shape::ties, 0, 0.3f, 0.6f},      {Shape::equal, 5000, 1.0f, 0.0f},   {Shape::equal, 0, 0.31f, 0.0f},
-      {Shape::equal, 10000, 0.9f, 0.5f}, {Shape::equal, 3, 1.0f, 0.0f},      {Shape::peaked, 6000, 0.99f, 0.0f},
-      {Shape::peaked, 50, 0.9f, 0.01f},  {Shape::wild, 4500, 0.999f, 0.0f},  {Shape::wild, 0, 0.97f, 1e-6f},
-      {Shape::nothing, 100, 0.9f, 0.0f},
-  };
-  constexpr FilterOrder kOrders[] = {FilterOrder::top_k_first, FilterOrder::joint, FilterOrder::min_p_first};
   constexpr float kTemperatures[] = {1.0f, 3.0f, 50.0f};
   Tally tally;
   Numbers numbers(seed + 2);
   for (const FilterOrder order : kOrders) {
-    for (const Wide& wide : kCases) {
+    for (const WideRow& wide : kWideRows) {
       const int64_t vocab = 20000 + numbers.below(20001);
-      const FloatType type = one_of(numbers, kFloatTypes);
-      LogitRows logits(type, 1, vocab, vocab, 1 + 2 * numbers.below(9));
-      fill_row(numbers, wide.shape, 0, logits);
-      SettingsTable settings;
-      settings.order = order;
-      settings.settings = {{one_of(numbers, kTemperatures), wide.top_k, wide.top_p, wide.min_p, order}};
-      settings.seeds = {static_cast<int64_t>(numbers.bits())};
-      settings.finish();
+      const LogitRows logits = one_wide_row(numbers, wide, vocab);
+      SettingsTable settings = wide_settings(numbers, wide, order, one_of(numbers, kTemperatures));
       const Masks masks = once_in(numbers, 4) ? random_masks(numbers, 1, vocab) : Masks{};
       check_sample<int64_t>(numbers, logits, settings, masks, &tally);
     }
@@ -166,6 +144,7 @@ void test_wide_rows(uint64_t seed) {
 struct DraftOptions {
   int num = 1, top = 0;
   bool replacement = false, coupled = false;
+  bool spiked = false;  // few ids have much of the mass, and nothing is filtered
 };
 
 // `values` are the logits of the ids `ids`, which ascend.
@@ -218,8 +197,9 @@ Ids random_targets(Numbers& numbers, int64_t columns) {
 
 void check_draft(Numbers& numbers, int64_t vocab, const DraftOptions& options, bool mapped, Tally* tally) {
   const int64_t rows = numbers.below(5), batch = 1 + numbers.below(3);
-  const LogitRows logits = random_rows(numbers, rows, vocab);
-  SettingsTable settings = random_settings(numbers, batch, vocab, !once_in(numbers, 3));
+  LogitRows logits = random_rows(numbers, rows, vocab);
+  for (int64_t r = 0; options.spiked && r < rows; ++r) fill_row(numbers, Shape::spiked, r, logits);
+  SettingsTable settings = random_settings(numbers, batch, vocab, !options.spiked && !once_in(numbers, 3));
   Ids requests, positions, depths, nodes;
   constexpr int64_t kOdd[] = {-1, -2, 3, INT32_MAX, INT32_MIN};
   for (int64_t r = 0; r < rows; ++r) {
@@ -332,6 +312,15 @@ void test_draft(uint64_t seed) {
     DraftOptions options{static_cast<int>(1 + numbers.below(4)), static_cast<int>(numbers.below(2)), round % 3 == 1,
                          round % 3 == 2};
     check_draft(numbers, 20000 + numbers.below(5000), options, round % 2 == 1, &tally);
+  }
+  for (int round = 0; round < 40; ++round) {  // masses without the ids that were taken
+    DraftOptions options;
+    options.num = static_cast<int>(2 + numbers.below(3));
+    options.top = static_cast<int>(numbers.below(2));
+    options.coupled = round % 4 < 2;
+    options.replacement = !options.coupled;
+    options.spiked = true;
+    check_draft(numbers, 9000 + numbers.below(9000), options, round % 2 == 1, &tally);
   }
   tally.check("draft", 0.03);
 }
