@@ -40,6 +40,10 @@ test-sanitize: $(STAMP)/venv
 	$(BIN)/cmake --build build/sanitize -j $(MAX_JOBS)
 	cd build/sanitize && $(abspath $(BIN))/ctest --output-on-failure
 
+# New random examples, many of each.
+test-soak: $(STAMP)/test
+	$(BIN)/python -m pytest --hypothesis-profile soak tests/agreement $(TEST_OPTIONS)
+
 clean:
 	rm -rf build dist *.egg-info specdec_kernels/*.so
 
