@@ -6,12 +6,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from . import _library
 from ._schema import BY_NAME, OPS
+
+_T = TypeVar("_T")
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
@@ -110,13 +113,38 @@ def _choose(op: str, backend: str | None, device: str) -> str:
     raise _unavailable(op, "automatic", f"no backend serves tensors on {device}")
 
 
-def call(op: str, backend: str | None, device: torch.device, arguments: tuple[Any, ...]) -> None:
-    """Run an op with the arguments of its schema on the chosen backend."""
-    chosen = _choose(op, backend, device.type)
+def run(
+    op: str, backend: str | None, anchor: object, check: Callable[[], None], launch: Callable[[Callable[..., None]], _T]
+) -> _T:
+    """Run an op on the chosen backend.
+
+    A launcher of a native backend refuses whatever the checks in Python refuse, in less time and fewer words. So it is
+    asked first, and ``check`` finds the words when it has refused. The other backends, and tracing, check first.
+
+    Args:
+        op: name of the op.
+        backend: the caller's choice.
+        anchor: the argument whose device decides.
+        check: raises what is wrong with the arguments.
+        launch: allocates the outputs, calls the kernel that it is given with the arguments of the schema, and returns
+            the result.
+    """
+    plain = type(anchor) is Tensor and not torch.compiler.is_compiling()
+    if not plain:
+        check()
+    chosen = _choose(op, backend, anchor.device.type)  # type: ignore[attr-defined]
     if chosen == "reference":
-        reference(op)(*arguments)
-    else:
-        _library.OVERLOADS[op](*arguments)
+        if plain:
+            check()
+        return launch(reference(op))
+    if not plain:
+        return launch(_library.OVERLOADS[op])
+    try:
+        return launch(_library.OVERLOADS[op])
+    except Exception as error:
+        refused = error
+    check()
+    raise refused
 
 
 def reference(op: str) -> Callable[..., None]:

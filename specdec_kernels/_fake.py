@@ -10,8 +10,11 @@ from . import _library  # noqa: F401  (defines the ops)
 from ._schema import OPS
 
 
-def _writes_only(*_: Any) -> None:
-    return None
+def _writes_only(*arguments: Any) -> None:
+    """Nothing to compute; tensors on several devices are refused, as a launcher would."""
+    devices = {argument.device for argument in arguments if isinstance(argument, torch.Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")
 
 
 for _op in OPS:

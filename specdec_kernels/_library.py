@@ -38,7 +38,7 @@ def _load(module: str) -> str | None:
     try:
         importlib.import_module(name)
     except ImportError as error:
-        return f"failed to load: {error}"
+        return f"not loadable: {error}"
     return None
 
 

@@ -61,6 +61,23 @@ def tensor(
         raise ValueError(f"{op}: {name} must be on {device}, got {value.device}")
 
 
+def output(
+    op: str,
+    name: str,
+    value: Tensor | None,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device,
+    strided: bool = False,
+) -> None:
+    """Check a tensor that is written in place, if it is given: contiguous, unless any stride will do."""
+    if value is None:
+        return
+    tensor(op, name, value, shape, dtypes, device)
+    if not strided and not value.is_contiguous():
+        raise ValueError(f"{op}: {name} must be contiguous, got strides {list(value.stride())}")
+
+
 def rows(op: str, name: str, value: Tensor, shape: tuple[int | str, ...], device: torch.device | None) -> None:
     """Check logits: float rows with unit stride in the last dimension and any row stride."""
     tensor(op, name, value, shape, FLOATS, device)
@@ -79,34 +96,54 @@ def integer(op: str, name: str, value: int, low: int, high: int | None = None) -
         raise ValueError(f"{op}: {name} must be {bounds}, got {value}")
 
 
-def choice(op: str, name: str, value: str | None, choices: tuple[str | None, ...]) -> int:
-    """Index of a host choice."""
+def choice(op: str, name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
+    """Check a host choice."""
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return choices.index(value)
 
 
-def token_tree(op: str, tree: TokenTree) -> tuple[int, int]:
-    """Check a tree; its number of requests and of rows."""
+def bounds(op: str, tree: TokenTree) -> None:
+    """Check the host bounds of a tree."""
+    integer(op, "tree.max_nodes", tree.max_nodes, 0)
+    integer(op, "tree.max_depth", tree.max_depth, 0)
+
+
+def token_tree(op: str, tree: TokenTree) -> tuple[int, int, torch.device]:
+    """Check a tree; its number of requests and of rows, and its device."""
+    if not hasattr(tree, "cu_nodes"):
+        raise TypeError(f"{op}: tree must be a TokenTree, got {type(tree).__name__}")
     tokens = tree.tokens
     tensor(op, "tree.tokens", tokens, ("T",), INDICES)
-    count = tokens.shape[0]
-    device = tokens.device
+    count, device = tokens.shape[0], tokens.device
     tensor(op, "tree.cu_nodes", tree.cu_nodes, ("B+1",), INT32, device)
     if tree.cu_nodes.shape[0] < 1:
         raise ValueError(f"{op}: tree.cu_nodes must have at least one element, got shape [0]")
     tensor(op, "tree.parents", tree.parents, (count,), INT32, device)
     tensor(op, "tree.depths", tree.depths, (count,), INT32, device)
     tensor(op, "tree.ends", tree.ends, (count,), INT32, device)
-    integer(op, "tree.max_nodes", tree.max_nodes, 0)
-    integer(op, "tree.max_depth", tree.max_depth, 0)
-    return tree.cu_nodes.shape[0] - 1, count
+    bounds(op, tree)
+    return tree.cu_nodes.shape[0] - 1, count, device
+
+
+def new_tree(op: str, out: TokenTree, batch: int, count: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Check a tree that is written in place."""
+    if not hasattr(out, "cu_nodes"):
+        raise TypeError(f"{op}: out must be a TokenTree, got {type(out).__name__}")
+    output(op, "out.cu_nodes", out.cu_nodes, (batch + 1,), INT32, device)
+    output(op, "out.tokens", out.tokens, (count,), (dtype,), device)
+    for name in ("parents", "depths", "ends"):
+        output(op, f"out.{name}", getattr(out, name), (count,), INT32, device)
+    if out.status is None:
+        raise ValueError(f"{op}: out.status must be given, got None")
+    output(op, "out.status", out.status, (batch,), INT32, device)
 
 
 def sampling(
     op: str, name: str, value: Sampling, batch: int | str, device: torch.device, needs_seed: bool = True
-) -> int:
-    """Check sampling settings, of any number of requests if ``batch`` is a name; the index of their filter order."""
+) -> None:
+    """Check sampling settings, of any number of requests if ``batch`` is a name."""
+    if not hasattr(value, "temperature"):
+        raise TypeError(f"{op}: {name} must be a Sampling, got {type(value).__name__}")
     tensor(op, f"{name}.temperature", value.temperature, (batch,), FLOAT32, device)
     batch = value.temperature.shape[0]
     if value.top_k is not None:
@@ -119,7 +156,7 @@ def sampling(
         tensor(op, f"{name}.seed", value.seed, (batch,), INT64, device)
     elif needs_seed:
         raise ValueError(f"{op}: {name}.seed must be given, got None")
-    return choice(op, f"{name}.filter_order", value.filter_order, FILTER_ORDERS)
+    choice(op, f"{name}.filter_order", value.filter_order, FILTER_ORDERS)
 
 
 def law(
@@ -161,28 +198,25 @@ def batch_options(op: str, active: Tensor | None, max_tokens: Tensor | None, bat
         tensor(op, "max_tokens", max_tokens, (batch,), INDICES, device)
 
 
-def new_result(op: str, tree: TokenTree, batch: int, logprobs: str | None, out: VerifyResult | None) -> VerifyResult:
-    """The result to write into: ``out`` after a check, or a new one."""
+def result(op: str, tree: TokenTree, logprobs: str | None, out: VerifyResult | None) -> None:
+    """Check the choice of log-probabilities, and the result to write into if there is one."""
     choice(op, "logprobs", logprobs, LOGPROBS)
-    device = tree.tokens.device
-    width = tree.max_depth + 1
     if out is None:
-        wide, int32 = (batch, width), tree.cu_nodes.new_empty
-        scores = [torch.empty(wide, dtype=torch.float32, device=device) for _ in range(2 * (logprobs is not None))]
-        return VerifyResult(tree.tokens.new_empty(wide), int32(batch), int32(wide), int32(batch), *scores)
-    tensor(op, "out.tokens", out.tokens, (batch, width), (tree.tokens.dtype,), device)
-    tensor(op, "out.num_tokens", out.num_tokens, (batch,), INT32, device)
-    tensor(op, "out.path", out.path, (batch, width), INT32, device)
-    tensor(op, "out.status", out.status, (batch,), INT32, device)
+        return
+    if not hasattr(out, "num_tokens"):
+        raise TypeError(f"{op}: out must be a VerifyResult, got {type(out).__name__}")
+    device = tree.tokens.device
+    batch, width = tree.cu_nodes.shape[0] - 1, tree.max_depth + 1
+    output(op, "out.tokens", out.tokens, (batch, width), (tree.tokens.dtype,), device)
+    output(op, "out.num_tokens", out.num_tokens, (batch,), INT32, device)
+    output(op, "out.path", out.path, (batch, width), INT32, device)
+    output(op, "out.status", out.status, (batch,), INT32, device)
+    if logprobs is None:
+        return
     for name, value in (("out.logprobs", out.logprobs), ("out.lse", out.lse)):
-        if logprobs is None:
-            continue
         if value is None:
             raise ValueError(f"{op}: {name} must be given with logprobs, got None")
-        tensor(op, name, value, (batch, width), FLOAT32, device)
-    if logprobs is None and (out.logprobs is not None or out.lse is not None):
-        out = out._replace(logprobs=None, lse=None)
-    return out
+        output(op, name, value, (batch, width), FLOAT32, device)
 
 
 def raise_on_bad_data(op: str, status: Tensor | None) -> None:

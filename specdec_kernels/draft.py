@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -49,26 +51,32 @@ def ngram_lookup(
     Source: prompt lookup decoding (Saxena 2023).
     """
     op = "draft.ngram_lookup"
-    _validate.tensor(op, "history", history, ("B", "L"), _validate.INDICES)
-    batch, device = history.shape[0], history.device
-    if history.shape[1] > 1 and history.stride(1) != 1:
-        raise ValueError(f"{op}: history must have unit stride in the last dimension, got {history.stride(1)}")
-    _validate.tensor(op, "lengths", lengths, (batch,), _validate.INDICES, device)
-    _validate.integer(op, "min_n", min_n, 1)
-    _validate.integer(op, "max_n", max_n, min_n)
-    _validate.integer(op, "num", num, 1)
-    _validate.batch_options(op, active, None, batch, device)
-    if out is None:
-        drafts = torch.empty((batch, num), dtype=history.dtype, device=device)
-        counts = torch.empty((batch,), dtype=torch.int32, device=device)
-    else:
-        drafts, counts = out
-        _validate.tensor(op, "out[0]", drafts, (batch, num), (history.dtype,), device)
-        _validate.tensor(op, "out[1]", counts, (batch,), _validate.INT32, device)
-    _backend.call(
-        "draft_ngram_lookup",
-        backend,
-        device,
-        (history, lengths, min_n, max_n, active, drafts, counts),
-    )
-    return drafts, counts
+
+    def check() -> None:
+        _validate.tensor(op, "history", history, ("B", "L"), _validate.INDICES)
+        batch, device = history.shape[0], history.device
+        if history.shape[1] > 1 and history.stride(1) != 1:
+            raise ValueError(f"{op}: history must have unit stride in the last dimension, got {history.stride(1)}")
+        _validate.tensor(op, "lengths", lengths, (batch,), _validate.INDICES, device)
+        _validate.integer(op, "min_n", min_n, 1)
+        _validate.integer(op, "max_n", max_n, min_n)
+        _validate.integer(op, "num", num, 1)
+        _validate.batch_options(op, active, None, batch, device)
+        if out is not None:
+            if not isinstance(out, (tuple, list)) or len(out) != 2:
+                raise TypeError(f"{op}: out must be a pair of tensors, got {type(out).__name__}")
+            _validate.output(op, "out[0]", out[0], (batch, num), (history.dtype,), device)
+            _validate.output(op, "out[1]", out[1], (batch,), _validate.INT32, device)
+
+    def launch(kernel: Callable[..., None]) -> tuple[Tensor, Tensor]:
+        _validate.integer(op, "num", num, 1)
+        batch = history.shape[0]
+        if out is None:
+            drafts, counts = history.new_empty(batch, num), lengths.new_empty(batch, dtype=torch.int32)
+        else:
+            drafts, counts = out
+            _validate.tensor(op, "out[0]", drafts, (batch, num), (history.dtype,), history.device)
+        kernel(history, lengths, min_n, max_n, active, drafts, counts)
+        return drafts, counts
+
+    return _backend.run("draft_ngram_lookup", backend, history, check, launch)

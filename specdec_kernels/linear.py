@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -54,20 +55,24 @@ def pack(
     Deterministic.
     """
     op = "linear.pack"
-    _validate.tensor(op, "weight", weight, ("N", "K"), _validate.FLOATS)
-    if dtype not in _WEIGHTS:
-        raise TypeError(f"{op}: dtype must be float32, bfloat16 or int8, got {str(dtype).removeprefix('torch.')}")
-    outputs, inputs = weight.shape
-    device = weight.device
-    if bias is not None:
-        _validate.tensor(op, "bias", bias, (outputs,), _validate.FLOAT32, device)
-    panels = (outputs + PANEL - 1) // PANEL
-    data = torch.empty((panels, inputs, PANEL), dtype=dtype, device=device)
-    scales = None
-    if dtype == torch.int8:
-        scales = torch.empty((outputs,), dtype=torch.float32, device=device)
-    _backend.call("linear_pack", backend, device, (weight.contiguous(), data, scales))
-    return PackedLinear(data, scales, bias, (outputs, inputs))
+
+    def check() -> None:
+        _validate.tensor(op, "weight", weight, ("N", "K"), _validate.FLOATS)
+        if dtype not in _WEIGHTS:
+            raise TypeError(f"{op}: dtype must be float32, bfloat16 or int8, got {str(dtype).removeprefix('torch.')}")
+        if bias is not None:
+            _validate.tensor(op, "bias", bias, (weight.shape[0],), _validate.FLOAT32, weight.device)
+
+    check()  # a weight is packed once: nothing is gained by asking the launcher first
+
+    def launch(kernel: Callable[..., None]) -> PackedLinear:
+        outputs, inputs = weight.shape
+        data = weight.new_empty(_panels(outputs), inputs, PANEL, dtype=dtype)
+        scales = weight.new_empty(outputs, dtype=torch.float32) if dtype == torch.int8 else None
+        kernel(weight.contiguous(), data, scales)
+        return PackedLinear(data, scales, bias, (outputs, inputs))
+
+    return _backend.run("linear_pack", backend, weight, check, launch)
 
 
 def skinny(
@@ -97,16 +102,31 @@ def skinny(
     Deterministic. CPU only.
     """
     op = "linear.skinny"
-    outputs, inputs = packed.shape
-    _validate.tensor(op, "x", x, ("T", inputs), _validate.FLOATS)
-    device = x.device
-    panels = (outputs + PANEL - 1) // PANEL
-    _validate.tensor(op, "packed.data", packed.data, (panels, inputs, PANEL), _WEIGHTS, device)
-    if out is None:
-        out = torch.empty((x.shape[0], outputs), dtype=x.dtype, device=device)
-    else:
-        _validate.tensor(op, "out", out, (x.shape[0], outputs), (x.dtype,), device)
-    if not x.is_contiguous():
-        x = x.contiguous()
-    _backend.call("linear_skinny", backend, device, (x, packed.data, packed.scales, packed.bias, out))
-    return out
+
+    def check() -> None:
+        if not isinstance(packed, tuple) or not hasattr(packed, "data"):
+            raise TypeError(f"{op}: packed must be a PackedLinear, got {type(packed).__name__}")
+        outputs, inputs = packed.shape
+        _validate.tensor(op, "x", x, ("T", inputs), _validate.FLOATS)
+        device = x.device
+        _validate.tensor(op, "packed.data", packed.data, (_panels(outputs), inputs, PANEL), _WEIGHTS, device)
+        if (packed.scales is None) == (packed.data.dtype == torch.int8):
+            wanted, got = ("given for", "None") if packed.scales is None else ("None unless there are", "a tensor")
+            raise ValueError(f"{op}: packed.scales must be {wanted} int8 weights, got {got}")
+        for name, value in (("packed.scales", packed.scales), ("packed.bias", packed.bias)):
+            if value is not None:
+                _validate.tensor(op, name, value, (outputs,), _validate.FLOAT32, device)
+        _validate.output(op, "out", out, (x.shape[0], outputs), (x.dtype,), device)
+
+    def launch(kernel: Callable[..., None]) -> Tensor:
+        outputs, inputs = packed.shape
+        product = x.new_empty(x.shape[0], outputs) if out is None else out
+        _validate.tensor(op, "packed.data", packed.data, (_panels(outputs), inputs, PANEL), _WEIGHTS, x.device)
+        kernel(x if x.is_contiguous() else x.contiguous(), packed.data, packed.scales, packed.bias, product)
+        return product
+
+    return _backend.run("linear_skinny", backend, x, check, launch)
+
+
+def _panels(outputs: int) -> int:
+    return (outputs + PANEL - 1) // PANEL

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from . import _backend, _validate
+from ._schema import FILTER_ORDERS
 from .types import Sampling
 
 __all__ = ["draft", "sample"]
@@ -42,7 +45,7 @@ def sample(
         active: ``[B]`` bool; a request that is not active gets -1 and is not read.
         status: ``[B]`` int32, receives the bits of :class:`Status`; None: not reported.
         backend: see :func:`specdec_kernels.use_backend`.
-        out: ``[B]`` int64, written in place.
+        out: ``[B]`` int64 of any stride, written in place.
 
     Returns:
         ``[B]`` int64; -1 where no token is allowed (status 2).
@@ -55,30 +58,28 @@ def sample(
     Source: two-level exponential race over Philox-4x32-10 (docs/randomness.md).
     """
     op = "sample.sample"
-    _validate.rows(op, "logits", logits, ("B", "V"), None)
-    batch, vocab = logits.shape
-    device = logits.device
-    order = _validate.sampling(op, "sampling", sampling, batch, device)
-    _validate.tensor(op, "positions", positions, (batch,), _validate.INDICES, device)
-    _validate.law(op, allowed, allowed_rows, batch, vocab, device)
-    _validate.batch_options(op, active, None, batch, device)
-    if status is None:
-        status = torch.empty((batch,), dtype=torch.int32, device=device)
-    else:
-        _validate.tensor(op, "status", status, (batch,), _validate.INT32, device)
-    if out is None:
-        out = torch.empty((batch,), dtype=torch.int64, device=device)
-    else:
-        _validate.tensor(op, "out", out, (batch,), _validate.INT64, device)
-    settings = (*sampling[:5], order)
-    _backend.call(
-        "sample_sample",
-        backend,
-        device,
-        (logits, *settings, positions, allowed, allowed_rows, active, out, status),
-    )
-    _validate.raise_on_bad_data(op, status)
-    return out
+
+    def check() -> None:
+        _validate.rows(op, "logits", logits, ("B", "V"), None)
+        batch, vocab = logits.shape
+        device = logits.device
+        _validate.sampling(op, "sampling", sampling, batch, device)
+        _validate.tensor(op, "positions", positions, (batch,), _validate.INDICES, device)
+        _validate.law(op, allowed, allowed_rows, batch, vocab, device)
+        _validate.batch_options(op, active, None, batch, device)
+        _validate.output(op, "status", status, (batch,), _validate.INT32, device, strided=True)
+        _validate.output(op, "out", out, (batch,), _validate.INT64, device, strided=True)
+
+    def launch(kernel: Callable[..., None]) -> Tensor:
+        batch = logits.shape[0]
+        token = positions.new_empty(batch, dtype=torch.int64) if out is None else out
+        flags = positions.new_empty(batch, dtype=torch.int32) if status is None else status
+        order = FILTER_ORDERS.index(sampling.filter_order)
+        kernel(logits, *sampling[:5], order, positions, allowed, allowed_rows, active, token, flags)
+        _validate.raise_on_bad_data(op, flags)
+        return token
+
+    return _backend.run("sample_sample", backend, logits, check, launch)
 
 
 def draft(
@@ -128,7 +129,7 @@ def draft(
         draft_to_target: ``[V_draft]`` int32 or int64, absolute target id of each draft id.
         status: ``[R]`` int32, receives the bits of :class:`Status`; None: not reported.
         backend: see :func:`specdec_kernels.use_backend`.
-        out: ``[R, num]`` int64, written in place.
+        out: ``[R, num]`` int64 of any row stride, written in place.
 
     Returns:
         ``[R, num]`` int64 target ids; -1 where fewer ids exist.
@@ -138,45 +139,45 @@ def draft(
 
     Deterministic; independent of the batch. CUDA-graph safe.
     Source: Gumbel top-k (Kool et al. 2019, arXiv 1903.06059) as an exponential race; coupled draws:
-        Daliri et al. 2024,
-    arXiv 2408.07978.
+        Daliri et al. 2024, arXiv 2408.07978.
     """
     op = "sample.draft"
-    _validate.rows(op, "logits", logits, ("R", "V"), None)
-    count, vocab = logits.shape
-    device = logits.device
-    batch: int | str = count if requests is None else "B"
-    order = _validate.sampling(op, "sampling", sampling, batch, device)
-    for name, value in (
-        ("positions", positions),
-        ("requests", requests),
-        ("depths", depths),
-        ("nodes", nodes),
-    ):
-        if value is not None or name == "positions":
-            _validate.tensor(op, name, value, (count,), _validate.INDICES, device)  # type: ignore[arg-type]
-    _validate.integer(op, "num", num, 1, MAX_DRAWS)
-    _validate.integer(op, "top", top, 0, num)
-    if draft_to_target is not None:
-        _validate.tensor(op, "draft_to_target", draft_to_target, (vocab,), _validate.INDICES, device)
-    # With a map the mask is over target ids, whose number is not known here.
-    mask_vocab = vocab if draft_to_target is None else None
-    _validate.law(op, allowed, allowed_rows, count, mask_vocab, device)
-    if status is None:
-        status = torch.empty((count,), dtype=torch.int32, device=device)
-    else:
-        _validate.tensor(op, "status", status, (count,), _validate.INT32, device)
-    if out is None:
-        out = torch.empty((count, num), dtype=torch.int64, device=device)
-    else:
-        _validate.tensor(op, "out", out, (count, num), _validate.INT64, device)
-    settings = (*sampling[:5], order)
-    where = (positions, requests, depths, nodes, allowed, allowed_rows, draft_to_target)
-    _backend.call(
-        "sample_draft",
-        backend,
-        device,
-        (logits, *settings, *where, replacement, top, coupled, out, status),
-    )
-    _validate.raise_on_bad_data(op, status)
-    return out
+
+    def check() -> None:
+        _validate.rows(op, "logits", logits, ("R", "V"), None)
+        count, vocab = logits.shape
+        device = logits.device
+        batch: int | str = count if requests is None else "B"
+        _validate.sampling(op, "sampling", sampling, batch, device)
+        _validate.tensor(op, "positions", positions, (count,), _validate.INDICES, device)
+        for name, value in (("requests", requests), ("depths", depths), ("nodes", nodes)):
+            if value is not None:
+                _validate.tensor(op, name, value, (count,), _validate.INDICES, device)
+        if draft_to_target is not None:
+            _validate.tensor(op, "draft_to_target", draft_to_target, (vocab,), _validate.INDICES, device)
+        # With a map the mask is over target ids, whose number is not known here.
+        mask_vocab = vocab if draft_to_target is None else None
+        _validate.law(op, allowed, allowed_rows, count, mask_vocab, device)
+        _validate.integer(op, "num", num, 1, MAX_DRAWS)
+        _validate.integer(op, "top", top, 0, num)
+        _validate.output(op, "status", status, (count,), _validate.INT32, device, strided=True)
+        _validate.output(op, "out", out, (count, num), _validate.INT64, device, strided=True)
+        if out is not None and num > 1 and out.stride(1) != 1:
+            raise ValueError(f"{op}: out must have unit stride in the last dimension, got {out.stride(1)}")
+
+    def launch(kernel: Callable[..., None]) -> Tensor:
+        _validate.integer(op, "num", num, 1, MAX_DRAWS)
+        count = logits.shape[0]
+        if out is None:
+            drafts = positions.new_empty(count, num, dtype=torch.int64)
+        else:
+            _validate.tensor(op, "out", out, (count, num), _validate.INT64, logits.device)
+            drafts = out
+        flags = positions.new_empty(count, dtype=torch.int32) if status is None else status
+        order = FILTER_ORDERS.index(sampling.filter_order)
+        where = (positions, requests, depths, nodes, allowed, allowed_rows, draft_to_target)
+        kernel(logits, *sampling[:5], order, *where, replacement, top, coupled, drafts, flags)
+        _validate.raise_on_bad_data(op, flags)
+        return drafts
+
+    return _backend.run("sample_draft", backend, logits, check, launch)

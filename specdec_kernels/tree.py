@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -41,36 +43,36 @@ def from_chains(
     Deterministic. CUDA-graph safe. Reads and writes ``O(B * N)`` integers.
     """
     op = "tree.from_chains"
-    _validate.tensor(op, "tokens", tokens, ("B", "N"), _validate.INDICES)
-    batch, width = tokens.shape
-    device = tokens.device
-    if lengths is not None:
-        _validate.tensor(op, "lengths", lengths, (batch,), _validate.INDICES, device)
-    count = batch * width
-    if out is None:
 
-        def indices(size: int) -> Tensor:
-            return torch.empty((size,), dtype=torch.int32, device=device)
+    def check() -> None:
+        _validate.tensor(op, "tokens", tokens, ("B", "N"), _validate.INDICES)
+        batch, width = tokens.shape
+        device = tokens.device
+        if lengths is not None:
+            _validate.tensor(op, "lengths", lengths, (batch,), _validate.INDICES, device)
+        if out is not None:
+            _validate.new_tree(op, out, batch, batch * width, tokens.dtype, device)
 
-        out = TokenTree(
-            cu_nodes=indices(batch + 1),
-            tokens=torch.empty((count,), dtype=tokens.dtype, device=device),
-            parents=indices(count),
-            depths=indices(count),
-            ends=indices(count),
-            max_nodes=width,
-            max_depth=max(width - 1, 0),
-            status=indices(batch),
-        )
-    else:
-        _validate.tensor(op, "out.cu_nodes", out.cu_nodes, (batch + 1,), _validate.INT32, device)
-        _validate.tensor(op, "out.tokens", out.tokens, (count,), (tokens.dtype,), device)
-        for name in ("parents", "depths", "ends"):
-            _validate.tensor(op, f"out.{name}", getattr(out, name), (count,), _validate.INT32, device)
-        if out.status is None:
-            raise ValueError(f"{op}: out.status must be given, got None")
-        _validate.tensor(op, "out.status", out.status, (batch,), _validate.INT32, device)
-    fields = (out.cu_nodes, out.tokens, out.parents, out.depths, out.ends, out.status)
-    _backend.call("tree_from_chains", backend, device, (tokens, lengths, *fields))
-    _validate.raise_on_bad_data(op, out.status)
-    return out
+    def launch(kernel: Callable[..., None]) -> TokenTree:
+        batch, width = tokens.shape
+        tree = _new(tokens, batch, batch * width, width, max(width - 1, 0)) if out is None else out
+        kernel(tokens, lengths, *tree[:5], tree.status)
+        _validate.raise_on_bad_data(op, tree.status)
+        return tree
+
+    return _backend.run("tree_from_chains", backend, tokens, check, launch)
+
+
+def _new(like: Tensor, batch: int, count: int, max_nodes: int, max_depth: int) -> TokenTree:
+    """A tree of ``count`` rows to be written; tokens have the dtype of ``like``."""
+    cu_nodes = like.new_empty(batch + 1, dtype=torch.int32)
+    return TokenTree(
+        cu_nodes=cu_nodes,
+        tokens=like.new_empty(count),
+        parents=cu_nodes.new_empty(count),
+        depths=cu_nodes.new_empty(count),
+        ends=cu_nodes.new_empty(count),
+        max_nodes=max_nodes,
+        max_depth=max_depth,
+        status=cu_nodes.new_empty(batch),
+    )

@@ -7,15 +7,19 @@ vocabulary is stored. Every function here keeps the target's law exactly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from . import _backend, _validate
-from ._schema import LOGPROBS, REJECTION_RULES
+from ._schema import FILTER_ORDERS, LOGPROBS, REJECTION_RULES
 from .types import Sampling, TokenTree, VerifyResult
 
 __all__ = ["greedy", "match", "rejection"]
 
-_NO_SETTINGS = (None, None, None, None)
+_NO_SETTINGS: tuple[Any, ...] = (None, None, None, None, 0)
 
 
 def greedy(
@@ -65,22 +69,23 @@ def greedy(
     Complexity: one read of the visited rows, ``num_tokens`` per request.
     """
     op = "verify.greedy"
-    batch, count = _validate.token_tree(op, tree)
-    device = tree.tokens.device
-    _validate.rows(op, "logits", logits, ("T", "V"), device)
-    _validate.node_rows(op, "rows", rows, "logits", logits, count)
-    _validate.law(op, allowed, allowed_rows, count, logits.shape[1], device)
-    _validate.batch_options(op, active, max_tokens, batch, device)
-    result = _validate.new_result(op, tree, batch, logprobs, out)
-    mode = LOGPROBS.index(logprobs)
-    _backend.call(
-        "verify_greedy",
-        backend,
-        device,
-        (*tree[:5], logits, rows, allowed, allowed_rows, active, max_tokens, mode, *result),
-    )
-    _validate.raise_on_bad_data(op, result.status)
-    return result
+
+    def check() -> None:
+        batch, count, device = _validate.token_tree(op, tree)
+        _validate.rows(op, "logits", logits, ("T", "V"), device)
+        _validate.node_rows(op, "rows", rows, "logits", logits, count)
+        _validate.law(op, allowed, allowed_rows, count, logits.shape[1], device)
+        _validate.batch_options(op, active, max_tokens, batch, device)
+        _validate.result(op, tree, logprobs, out)
+
+    def launch(kernel: Callable[..., None]) -> VerifyResult:
+        result = _new_result(op, tree, logprobs) if out is None else _given_result(op, tree, logprobs, out)
+        mode = LOGPROBS.index(logprobs)
+        kernel(*tree[:5], logits, rows, allowed, allowed_rows, active, max_tokens, mode, *result)
+        _validate.raise_on_bad_data(op, result.status)
+        return result
+
+    return _backend.run("verify_greedy", backend, getattr(tree, "tokens", None), check, launch)
 
 
 def match(
@@ -134,25 +139,26 @@ def match(
     Source: shared-randomness coupling, Daliri et al. 2024, arXiv 2408.07978, section 3.
     """
     op = "verify.match"
-    batch, count = _validate.token_tree(op, tree)
-    device = tree.tokens.device
-    _validate.rows(op, "logits", logits, ("T", "V"), device)
-    order = _validate.sampling(op, "sampling", sampling, batch, device)
-    _validate.tensor(op, "context_lens", context_lens, (batch,), _validate.INDICES, device)
-    _validate.node_rows(op, "rows", rows, "logits", logits, count)
-    _validate.law(op, allowed, allowed_rows, count, logits.shape[1], device)
-    _validate.batch_options(op, active, max_tokens, batch, device)
-    result = _validate.new_result(op, tree, batch, logprobs, out)
-    settings = (*sampling[:5], order)
-    options = (rows, allowed, allowed_rows, active, max_tokens, LOGPROBS.index(logprobs))
-    _backend.call(
-        "verify_match",
-        backend,
-        device,
-        (*tree[:5], logits, *settings, context_lens, *options, *result),
-    )
-    _validate.raise_on_bad_data(op, result.status)
-    return result
+
+    def check() -> None:
+        batch, count, device = _validate.token_tree(op, tree)
+        _validate.rows(op, "logits", logits, ("T", "V"), device)
+        _validate.sampling(op, "sampling", sampling, batch, device)
+        _validate.tensor(op, "context_lens", context_lens, (batch,), _validate.INDICES, device)
+        _validate.node_rows(op, "rows", rows, "logits", logits, count)
+        _validate.law(op, allowed, allowed_rows, count, logits.shape[1], device)
+        _validate.batch_options(op, active, max_tokens, batch, device)
+        _validate.result(op, tree, logprobs, out)
+
+    def launch(kernel: Callable[..., None]) -> VerifyResult:
+        result = _new_result(op, tree, logprobs) if out is None else _given_result(op, tree, logprobs, out)
+        order = FILTER_ORDERS.index(sampling.filter_order)
+        options = (rows, allowed, allowed_rows, active, max_tokens, LOGPROBS.index(logprobs))
+        kernel(*tree[:5], logits, *sampling[:5], order, context_lens, *options, *result)
+        _validate.raise_on_bad_data(op, result.status)
+        return result
+
+    return _backend.run("verify_match", backend, getattr(tree, "tokens", None), check, launch)
 
 
 def rejection(
@@ -230,51 +236,77 @@ def rejection(
         2402.12374, algorithm 2.
     """
     op = "verify.rejection"
-    batch, count = _validate.token_tree(op, tree)
-    device = tree.tokens.device
-    _validate.rows(op, "logits", logits, ("T", "V"), device)
-    vocab = logits.shape[1]
-    order = _validate.sampling(op, "sampling", sampling, batch, device)
-    _validate.tensor(op, "context_lens", context_lens, (batch,), _validate.INDICES, device)
-    rule_index = _validate.choice(op, "rule", rule, REJECTION_RULES)
-    _validate.node_rows(op, "rows", rows, "logits", logits, count)
-    draft_settings: tuple[Tensor | None, ...] = _NO_SETTINGS
-    draft_order = 0
-    if draft_logits is not None:
-        if (draft_to_target is None) != (target_to_draft is None):
-            missing = "draft_to_target" if draft_to_target is None else "target_to_draft"
-            raise ValueError(f"{op}: {missing} must be given together with its inverse, got None")
-        width: int | str = vocab
-        if draft_to_target is not None and target_to_draft is not None:
-            _validate.tensor(op, "draft_to_target", draft_to_target, ("V_draft",), _validate.INDICES, device)
-            _validate.tensor(op, "target_to_draft", target_to_draft, (vocab,), _validate.INDICES, device)
-            width = draft_to_target.shape[0]
-        _validate.rows(op, "draft_logits", draft_logits, ("rows", width), device)
-        if draft_sampling is None:
-            raise ValueError(f"{op}: draft_sampling must be given with draft_logits, got None")
-        draft_order = _validate.sampling(op, "draft_sampling", draft_sampling, batch, device, needs_seed=False)
-        draft_settings = draft_sampling[:4]
-        _validate.node_rows(op, "draft_rows", draft_rows, "draft_logits", draft_logits, count)
-    else:
-        draft_rows = draft_to_target = target_to_draft = None
-    _validate.law(op, allowed, allowed_rows, count, vocab, device)
-    if draft_allowed_rows is not None:
-        if allowed is None:
-            raise ValueError(f"{op}: allowed must be given with draft_allowed_rows, got None")
-        _validate.tensor(op, "draft_allowed_rows", draft_allowed_rows, (count,), _validate.INDICES, device)
-    _validate.batch_options(op, active, max_tokens, batch, device)
-    result = _validate.new_result(op, tree, batch, logprobs, out)
-    settings = (*sampling[:5], order)
-    drafts = (*draft_settings, draft_order)
-    maps = (rows, draft_rows, allowed, allowed_rows, draft_allowed_rows)
-    vocabularies = (draft_to_target, target_to_draft)
-    options = (active, max_tokens, LOGPROBS.index(logprobs))
-    _backend.call(
-        "verify_rejection",
-        backend,
-        device,
-        (*tree[:5], logits, draft_logits, *settings, *drafts, context_lens, rule_index, replacement)
-        + (*maps, *vocabularies, *options, *result),
+
+    def check() -> None:
+        batch, count, device = _validate.token_tree(op, tree)
+        _validate.rows(op, "logits", logits, ("T", "V"), device)
+        vocab = logits.shape[1]
+        _validate.sampling(op, "sampling", sampling, batch, device)
+        _validate.tensor(op, "context_lens", context_lens, (batch,), _validate.INDICES, device)
+        _validate.choice(op, "rule", rule, REJECTION_RULES)
+        _validate.node_rows(op, "rows", rows, "logits", logits, count)
+        if draft_logits is not None:
+            width: int | str = vocab
+            if draft_to_target is not None and target_to_draft is not None:
+                _validate.tensor(op, "draft_to_target", draft_to_target, ("V_draft",), _validate.INDICES, device)
+                _validate.tensor(op, "target_to_draft", target_to_draft, (vocab,), _validate.INDICES, device)
+                width = draft_to_target.shape[0]
+            elif draft_to_target is not None or target_to_draft is not None:
+                missing = "draft_to_target" if draft_to_target is None else "target_to_draft"
+                raise ValueError(f"{op}: {missing} must be given together with its inverse, got None")
+            _validate.rows(op, "draft_logits", draft_logits, ("rows", width), device)
+            if draft_sampling is None:
+                raise ValueError(f"{op}: draft_sampling must be given with draft_logits, got None")
+            _validate.sampling(op, "draft_sampling", draft_sampling, batch, device, needs_seed=False)
+            _validate.node_rows(op, "draft_rows", draft_rows, "draft_logits", draft_logits, count)
+        _validate.law(op, allowed, allowed_rows, count, vocab, device)
+        if draft_allowed_rows is not None:
+            if allowed is None:
+                raise ValueError(f"{op}: allowed must be given with draft_allowed_rows, got None")
+            _validate.tensor(op, "draft_allowed_rows", draft_allowed_rows, (count,), _validate.INDICES, device)
+        _validate.batch_options(op, active, max_tokens, batch, device)
+        _validate.result(op, tree, logprobs, out)
+
+    def launch(kernel: Callable[..., None]) -> VerifyResult:
+        result = _new_result(op, tree, logprobs) if out is None else _given_result(op, tree, logprobs, out)
+        order = FILTER_ORDERS.index(sampling.filter_order)
+        drafts: tuple[Any, ...]
+        maps: tuple[Tensor | None, ...]
+        if draft_logits is None:  # what belongs to it means nothing
+            drafts, maps = _NO_SETTINGS, (rows, None, allowed, allowed_rows, draft_allowed_rows, None, None)
+        else:
+            assert draft_sampling is not None
+            drafts = (*draft_sampling[:4], FILTER_ORDERS.index(draft_sampling.filter_order))
+            maps = (rows, draft_rows, allowed, allowed_rows, draft_allowed_rows, draft_to_target, target_to_draft)
+        kernel(
+            *(*tree[:5], logits, draft_logits, *sampling[:5], order, *drafts, context_lens),
+            *(REJECTION_RULES.index(rule), replacement, *maps, active, max_tokens, LOGPROBS.index(logprobs), *result),
+        )
+        _validate.raise_on_bad_data(op, result.status)
+        return result
+
+    return _backend.run("verify_rejection", backend, getattr(tree, "tokens", None), check, launch)
+
+
+def _new_result(op: str, tree: TokenTree, logprobs: str | None) -> VerifyResult:
+    _validate.bounds(op, tree)
+    cu_nodes, width = tree.cu_nodes, tree.max_depth + 1
+    batch = cu_nodes.shape[0] - 1
+    scores = [cu_nodes.new_empty((batch, width), dtype=torch.float32) for _ in range(2 * (logprobs is not None))]
+    return VerifyResult(
+        tree.tokens.new_empty(batch, width),
+        cu_nodes.new_empty(batch),
+        cu_nodes.new_empty(batch, width),
+        cu_nodes.new_empty(batch),
+        *scores,
     )
-    _validate.raise_on_bad_data(op, result.status)
-    return result
+
+
+def _given_result(op: str, tree: TokenTree, logprobs: str | None, out: VerifyResult) -> VerifyResult:
+    """``out`` with the fields that this call writes; a launcher takes the bounds from its shape."""
+    _validate.bounds(op, tree)
+    shape = (tree.cu_nodes.shape[0] - 1, tree.max_depth + 1)
+    _validate.tensor(op, "out.path", out.path, shape, _validate.INT32, tree.tokens.device)
+    if out.tokens.dtype != tree.tokens.dtype:
+        _validate.result(op, tree, logprobs, out)
+    return out if logprobs is not None else VerifyResult(*out[:4])

@@ -46,6 +46,8 @@ inline MaskView read_mask(const Arguments& a, const OptionalTensor& allowed, con
   view.columns = allowed->size(1);
   view.row_stride = allowed->stride(0);
   view.index = a.index(name, index, owners);
+  SPECDEC_CHECK(index.has_value() || view.rows >= owners, a.op(), ": allowed must have at least ", owners,
+                " rows, got ", view.rows);
   // An empty mask has no memory, but restricts all the same.
   static const int32_t none = 0;
   if (view.words == nullptr) view.words = &none;

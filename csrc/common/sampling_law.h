@@ -11,6 +11,8 @@
 
 namespace specdec {
 
+inline constexpr int kMaxDraws = 256;  // of one row: the draw has eight bits in the counter
+
 enum class FilterOrder : int32_t { top_k_first, joint, min_p_first };
 
 enum StatusBit : int32_t { kStatusNan = 1, kStatusDeadEnd = 2, kStatusFallback = 4, kStatusMalformed = 8 };

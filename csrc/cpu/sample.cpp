@@ -7,8 +7,6 @@
 namespace specdec::cpu {
 namespace {
 
-constexpr int64_t kMaxNum = 256;
-
 void sample_sample(const Tensor& logits, const Tensor& temperature, const OptionalTensor& top_k,
                    const OptionalTensor& top_p, const OptionalTensor& min_p, const Tensor& seed, int64_t filter_order,
                    const Tensor& positions, const OptionalTensor& allowed, const OptionalTensor& allowed_rows,
@@ -22,6 +20,7 @@ void sample_sample(const Tensor& logits, const Tensor& temperature, const Option
   p.positions = a.index("positions", positions, batch);
   p.mask = read_mask(a, allowed, "allowed_rows", allowed_rows, batch, p.logits.columns);
   p.active = a.vector<bool>("active", active, batch);
+  a.check_type<int64_t>("out", out_tokens);
   p.tokens = a.index_out("out", out_tokens, batch);
   p.status = a.vector<int32_t>("status", status, batch);
   SPECDEC_DISPATCH(sample_tokens, p);
@@ -39,6 +38,8 @@ void sample_draft(const Tensor& logits, const Tensor& temperature, const Optiona
   const int64_t rows = p.logits.rows;
   a.check_rank("temperature", temperature, 1);
   p.batch = temperature.size(0);
+  SPECDEC_CHECK(requests.has_value() || p.batch == rows, a.op(), ": temperature must have shape [", rows, "], got ",
+                shape_text(temperature));
   p.sampling = read_settings(a, temperature, top_k, top_p, min_p, filter_order, p.batch);
   p.sampling.seed = a.vector<int64_t>("seed", seed, p.batch);
   p.positions = a.index("positions", positions, rows);
@@ -51,7 +52,7 @@ void sample_draft(const Tensor& logits, const Tensor& temperature, const Optiona
   p.coupled = coupled;
   a.check_rank("out", drafts, 2);
   const int64_t num = drafts.size(1);
-  SPECDEC_CHECK(num >= 1 && num <= kMaxNum, a.op(), ": num must be between 1 and ", kMaxNum, ", got ", num);
+  SPECDEC_CHECK(num >= 1 && num <= kMaxDraws, a.op(), ": num must be between 1 and ", kMaxDraws, ", got ", num);
   SPECDEC_CHECK(top >= 0 && top <= num, a.op(), ": top must be between 0 and ", num, ", got ", top);
   p.num = static_cast<int>(num);
   p.top = static_cast<int>(top);

@@ -22,6 +22,10 @@ void tree_from_chains(const Tensor& chains, const OptionalTensor& lengths, const
   p.lengths = arguments.index("lengths", lengths, batch);
   p.cu_nodes = arguments.contiguous<int32_t>("out.cu_nodes", cu_nodes, batch + 1);
   p.tokens = arguments.index_out("out.tokens", tokens, count);
+  SPECDEC_CHECK(tokens.scalar_type() == chains.scalar_type(), arguments.op(),
+                ": out.tokens must have the dtype of tokens, got another dtype");
+  SPECDEC_CHECK(count <= 1 || tokens.stride(0) == 1, arguments.op(), ": out.tokens must be contiguous, got stride ",
+                tokens.stride(0));
   p.parents = arguments.contiguous<int32_t>("out.parents", parents, count);
   p.depths = arguments.contiguous<int32_t>("out.depths", depths, count);
   p.ends = arguments.contiguous<int32_t>("out.ends", ends, count);

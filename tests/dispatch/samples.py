@@ -225,6 +225,11 @@ def sample(op: str, full: bool, batch: int = 2) -> dict[str, Any]:
 def arguments_of(op: str, call: dict[str, Any]) -> tuple[Any, ...]:
     """What the public function passes to the op."""
     taken: list[tuple[Any, ...]] = []
-    with mock.patch.object(_backend, "call", lambda name, backend, device, arguments: taken.append(arguments)):
+
+    def run(name: str, backend: Any, anchor: Any, check: Callable[[], None], launch: Callable[..., Any]) -> Any:
+        check()
+        return launch(lambda *arguments: taken.append(arguments))
+
+    with mock.patch.object(_backend, "run", run):
         function(op)(**call)
     return taken[0]

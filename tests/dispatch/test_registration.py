@@ -73,7 +73,7 @@ except sk.BackendUnavailableError as error:
 """
 REASONS = {
     "not built": (True, lambda module: f"module specdec_kernels.{module} is not built"),
-    "broken": (False, lambda module: f"module specdec_kernels.{module} is failed to load: undefined symbol: boom"),
+    "broken": (False, lambda module: f"module specdec_kernels.{module} is not loadable: undefined symbol: boom"),
 }
 
 

@@ -77,7 +77,8 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "out[1]": ("[2]", "int32"),
     },
     "linear_pack": {"weight": ("[N, K]", FLOAT), "bias": ("[37]", "float32")},
-    "linear_skinny": {"x": ("[T, 7]", FLOAT), "packed.data": ("[2, 7, 32]", WEIGHT), "out": ("[2, 37]", "float32")},
+    "linear_skinny": {"x": ("[T, 7]", FLOAT), "packed.data": ("[2, 7, 32]", WEIGHT), "out": ("[2, 37]", "float32")}
+    | {"packed.scales": ("[37]", "float32"), "packed.bias": ("[37]", "float32")},
 }
 
 VERIFY = ("verify_greedy", "verify_match", "verify_rejection")
@@ -113,8 +114,11 @@ def _of_tensors() -> list[tuple[str, dict[str, Any], type, str]]:
         for i, (path, (shape, dtypes)) in enumerate(arguments.items()):
             value, start = read(call, path), f"{public}: {path} must "
             cases.append((op, changed(call, path, "text"), TypeError, f"{start}be a tensor, got str"))
-            wrong = value.to(torch.float64)
-            cases.append((op, changed(call, path, wrong), TypeError, f"{start}have dtype {dtypes}, got float64"))
+            for dtype in (torch.float64, torch.int32, torch.int64):
+                name = str(dtype).removeprefix("torch.")
+                if name not in dtypes.replace(",", "").split():
+                    sentence = f"{start}have dtype {dtypes}, got {name}"
+                    cases.append((op, changed(call, path, value.to(dtype)), TypeError, sentence))
             wrong = value.unsqueeze(0)
             sentence = f"{start}have shape {shape}, got {list(wrong.shape)}"
             if (op, path) == ("sample_draft", "sampling.temperature"):  # with `requests` it says how many there are
@@ -209,6 +213,10 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
     add("sample_draft", TypeError, "top must be an int, got NoneType", top=None)
     text = "sampling.temperature must have shape [2], got [3]"
     add("sample_draft", ValueError, text, "requests", sampling__temperature=torch.zeros(3))
+    gaps = torch.zeros((2, 6), dtype=torch.int64)[:, ::2]
+    add("sample_draft", ValueError, "out must have unit stride in the last dimension, got 2", out=gaps)
+    text = "sampling.temperature must have shape [2], got [3]"
+    add("sample_draft", ValueError, text, "requests", sampling=sample("sample_draft", True, 3)["sampling"])
     add("tree_from_chains", ValueError, "out.status must be given, got None", out__status=None)
     text = "history must have unit stride in the last dimension, got 2"
     add("draft_ngram_lookup", ValueError, text, history=torch.zeros((2, 18), dtype=torch.int64)[:, ::2])
@@ -218,6 +226,40 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
     for name in ("min_n", "max_n", "num"):
         add("draft_ngram_lookup", TypeError, f"{name} must be an int, got float", **{name: 2.0})
     add("linear_pack", TypeError, "dtype must be float32, bfloat16 or int8, got float16", dtype=torch.float16)
+    text = "packed.scales must be given for int8 weights, got None"
+    add("linear_skinny", ValueError, text, packed__scales=None)
+    text = "packed.scales must be None unless there are int8 weights, got a tensor"
+    add("linear_skinny", ValueError, text, packed__data=torch.zeros(2, 7, 32))
+    return cases + _records() + _written()
+
+
+def _records() -> list[tuple[str, dict[str, Any], type, str]]:
+    """Something else where a record of tensors belongs."""
+    cases = []
+    kinds = {"tree": "TokenTree", "sampling": "Sampling", "draft_sampling": "Sampling", "packed": "PackedLinear"}
+    for op in ARGUMENTS:
+        call, public = sample(op, full=True), op.replace("_", ".", 1)
+        wanted = kinds | ({"out": "VerifyResult"} if op in VERIFY else {})
+        wanted |= {"out": "TokenTree"} if op == "tree_from_chains" else {}
+        for name in (name for name in wanted if name in call):
+            sentence = f"{public}: {name} must be a {wanted[name]}, got int"
+            cases.append((op, changed(call, name, 3), TypeError, sentence))
+    op = "draft_ngram_lookup"
+    text = "draft.ngram_lookup: out must be a pair of tensors, got Tensor"
+    cases.append((op, changed(sample(op, full=True), "out", torch.zeros(2, 2)), TypeError, text))
+    return cases
+
+
+def _written() -> list[tuple[str, dict[str, Any], type, str]]:
+    """Outputs with gaps."""
+    cases = []
+    for op, arguments in ARGUMENTS.items():
+        call, public = sample(op, full=True), op.replace("_", ".", 1)
+        for path in arguments:
+            if path.startswith("out") and op not in ("sample_sample", "sample_draft"):  # which write to any stride
+                wrong = read(call, path).repeat_interleave(2, -1)[..., ::2]
+                sentence = f"{public}: {path} must be contiguous, got strides {list(wrong.stride())}"
+                cases.append((op, changed(call, path, wrong), ValueError, sentence))
     return cases
 
 

@@ -37,7 +37,7 @@ SHAPES = {
     "linear_skinny": _PACKED | {"packed.bias": ("[37]", "float32"), "out": ("[T, N]", "float32, bfloat16 or float16")},
     "tree_from_chains": {"out.tokens": ("[8]", _INDEX)},
     "draft_ngram_lookup": {"out[0]": ("[2, 2]", _INDEX)},
-    "sample_sample": {"out": ("[2]", _INDEX)},
+    "sample_sample": {"out": ("[2]", "int64")},
     "sample_draft": {"temperature": ("[B]", "float32")},
     "verify_greedy": _OUT,
     "verify_match": _OUT,
@@ -99,7 +99,7 @@ def special():
     def add(op, text, **changes):
         found.append(case(op, text, **changes))
 
-    for name in ("cu_nodes", "parents", "depths", "ends", "status"):
+    for name in ("cu_nodes", "tokens", "parents", "depths", "ends", "status"):
         add("tree_from_chains", f"out.{name} must be contiguous, got stride 2", **{name: spread})
     add("draft_ngram_lookup", "history must have unit stride in the last dimension, got 2", history=spread)
     add("draft_ngram_lookup", "max_n must be at least min_n, got 3", min_n=0)
@@ -146,6 +146,9 @@ def _special_of_rules():
         found.append(case(op, f"logits {unit}", logits=spread))
         found.append(case(op, f"allowed {unit}", allowed=spread))
         found.append(case(op, "allowed must be given with allowed_rows, got None", allowed=None))
+        count = 7 if op in VERIFY else 2
+        text = f"allowed must have at least {count} rows, got 1"
+        found.append(case(op, text, allowed=lambda value: value[:1], allowed_rows=None))
         if op != "sample_draft":  # where the number of target ids is not known
             found.append(case(op, "allowed must have shape [2, 2], got [2, 1]", allowed=lambda value: value[:, :1]))
     for op in ("sample_sample", "sample_draft", "verify_match", "verify_rejection"):

@@ -40,8 +40,7 @@ def test_the_table_names_every_tensor_of_every_function():
             if isinstance(value, tuple) and not fields:
                 parts = {f"{name}[{i}]" for i in range(len(value))}
             named |= parts or ({name} if hasattr(value, "dtype") else set())
-        # Not given by a user: the seed of the drafts is not read, and the other fields of packed weights are pack's.
-        named -= {"draft_sampling.seed", "packed.scales", "packed.bias"}
+        named -= {"draft_sampling.seed"}  # which is not read
         assert named == set(table.ARGUMENTS[op]), op
 
 

@@ -17,7 +17,6 @@
 SPECDEC_ISA_BEGIN
 
 inline constexpr int kShort = 4096;
-inline constexpr int kMaxDraws = 256;  // of one row: the draw has eight bits in the counter
 
 // Weights of sixteen logits at a time, relative to `reference` (their maximum, or a larger logit).
 class Weigher {
