@@ -38,15 +38,15 @@ __attribute__((noinline)) void finish(const LinearSkinny& p, int64_t panel, int6
 // `rows` rows of x (at most kMaxRows) times panels [begin, end).
 template <class W>
 void panels(const LinearSkinny& p, int64_t first_row, int rows, int64_t begin, int64_t end) {
-  alignas(64) float x_block[kBlockFloats + kTileRows * kRowPadding];
+  alignas(64) float x_block[kBlockFloats + kMaxRows * kRowPadding];
   alignas(64) float totals[kGroup][kMaxRows * kPanel];
   const W* packed = static_cast<const W*>(p.packed);
   const int64_t inputs = p.x.columns;
-  // Chunks of rows of nearly the same size.
+  // Chunks of rows of nearly the same size, each of which fits the registers of a tile.
   const int chunks = (rows + kTileRows - 1) / kTileRows;
   const int chunk = (rows + chunks - 1) / chunks;
   const bool in_place = p.x.type == FloatType::float32 && rows == 1;
-  const int64_t block = in_place ? inputs : kBlockFloats / chunk / kSegment * kSegment;
+  const int64_t block = in_place ? inputs : kBlockFloats / rows / kSegment * kSegment;
   for (int64_t group = begin; group < end; group += kGroup) {
     const int members = end - group < kGroup ? (int)(end - group) : kGroup;
     for (int m = 0; m < members; ++m) {
@@ -55,19 +55,20 @@ void panels(const LinearSkinny& p, int64_t first_row, int rows, int64_t begin, i
     for (int64_t k = 0; k < inputs; k += block) {
       const int length = inputs - k < block ? (int)(inputs - k) : (int)block;
       const int stride = (length + kRowPadding - 1) / kRowPadding * kRowPadding + kRowPadding;
-      for (int row = 0; row < rows; row += chunk) {
-        const int here = rows - row < chunk ? rows - row : chunk;
-        const float* x = x_block;
-        if (in_place) {
-          x = static_cast<const float*>(p.x.data) + first_row * p.x.row_stride + k;
-        } else {
-          for (int r = 0; r < here; ++r) {
-            load_floats(p.x, (first_row + row + r) * p.x.row_stride + k, length, x_block + r * stride);
-          }
+      const float* x = x_block;
+      if (in_place) {
+        x = static_cast<const float*>(p.x.data) + first_row * p.x.row_stride + k;
+      } else {
+        for (int r = 0; r < rows; ++r) {
+          load_floats(p.x, (first_row + r) * p.x.row_stride + k, length, x_block + r * stride);
         }
-        for (int m = 0; m < members; ++m) {
-          panel_product_rows(here, x, stride, packed + ((group + m) * inputs + k) * kPanel, length,
-                             totals[m] + row * kPanel);
+      }
+      for (int m = 0; m < members; ++m) {
+        const W* weights = packed + ((group + m) * inputs + k) * kPanel;
+        // All chunks of rows while the weights of this block lie in a near cache.
+        for (int row = 0; row < rows; row += chunk) {
+          const int here = rows - row < chunk ? rows - row : chunk;
+          panel_product_rows(here, x + row * stride, stride, weights, length, totals[m] + row * kPanel);
         }
       }
     }
