@@ -162,7 +162,6 @@ Ids draft_slowly(const Doubles& values, const Ids& ids, const Settings& s, int64
   for (size_t i = 0; i < order.size() && i < static_cast<size_t>(options.top); ++i) {
     if (mass.doubt[order[i]] > 2 * mass.w[order[i]]) margin->add(0.0);
     if (mass.w[order[i]] > 0) chosen.push_back(ids[order[i]]);
-    if (mass.w[order[i]] > 0 && mass.w[order[i]] < 0x1p-126) margin->add(0.0);
     mass.remove(order[i]);
   }
   const int64_t left = options.num - static_cast<int64_t>(chosen.size());

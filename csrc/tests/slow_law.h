@@ -43,11 +43,10 @@ struct Mass {
     return std::any_of(w.begin(), w.end(), [](double x) { return x > 0; });
   }
   void remove(int64_t entry) { w[entry] = doubt[entry] = 0.0; }
-  // `lost` is the doubt of what was taken away, for kernels that find the sum by subtraction.
-  void normalise(double lost = 0.0) {
+  void normalise() {
     const double total = std::accumulate(w.begin(), w.end(), 0.0);
     if (!(total > 0)) return;
-    const double slack = (std::accumulate(doubt.begin(), doubt.end(), 0.0) + lost) / total;
+    const double slack = std::accumulate(doubt.begin(), doubt.end(), 0.0) / total;
     for (size_t i = 0; i < w.size(); ++i) {
       doubt[i] = (doubt[i] + w[i] * slack) / total;
       w[i] /= total;
@@ -188,7 +187,7 @@ inline double noise_of_block(const Place& place, int64_t block) {
 // The margin of a winner: entry x draws level at e if noise_x (w - e doubt) = noise (w_x + e doubt_x).
 inline void add_winner(const Doubles& noise, const Mass& mass, int64_t winner, const std::vector<bool>& gone,
                        Margin* margin) {
-  if (mass.w[winner] < 0x1p-126) margin->add(0.0);  // single precision may have rounded it to zero
+  if (mass.w[winner] < 0x1p-1000) margin->add(0.0);  // double precision is short of digits
   for (int64_t i = 0; i < mass.size(); ++i) {
     if (i == winner || gone[i] || !(mass.w[i] > 0 || mass.doubt[i] > 0)) continue;
     const double ahead = noise[i] * mass.w[winner] - noise[winner] * mass.w[i];

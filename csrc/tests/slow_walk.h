@@ -193,9 +193,8 @@ class SlowWalk {
         break;
       }
       if (sampled && !c_.replacement) {
-        const double lost = q.doubt[token];
         q.remove(token);
-        q.normalise(lost);
+        q.normalise();
       }
     }
     return draw_of(p, place(node, Stream::residual, depth(node), node), ids_, &margin);

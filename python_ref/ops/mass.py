@@ -21,8 +21,8 @@ TOLERANCE = 1e-5
 # Cases this close are carried along as uncertain.
 CLOSE = 2 * TOLERANCE
 
-# Below this share of the largest weight a float32 may have rounded to zero.
-_UNDERFLOW = 2.0**-126
+# Below this share of the largest weight a float64 has no full precision.
+_UNDERFLOW = 2.0**-1000
 
 
 class Margin:
@@ -82,15 +82,12 @@ class Mass(NamedTuple):
     w: Tensor
     doubt: Tensor
 
-    def normalised(self, lost: float = 0.0) -> Mass:
-        """``w / sum(w)``; weights that are all zero stay so.
-
-        ``lost`` is the doubt of what was taken away, for backends that find the sum by subtraction.
-        """
+    def normalised(self) -> Mass:
+        """``w / sum(w)``; weights that are all zero stay so."""
         total = float(self.w.sum())
         if not total > 0:
             return self
-        slack = (float(self.doubt.sum()) + lost) / total
+        slack = float(self.doubt.sum()) / total
         return Mass(self.w / total, (self.doubt + self.w * slack) / total)
 
     def minus(self, other: Mass) -> Mass:

@@ -262,7 +262,7 @@ def _residual(p: Mass, q: Mass) -> Mass:
 
 def _without(q: Mass, token: int) -> Mass:
     """The law of the next draw without replacement; all zero if nothing is left."""
-    return q.without([token]).normalised(lost=float(q.doubt[token]))
+    return q.without([token]).normalised()
 
 
 class _Drafts:

@@ -8,11 +8,6 @@
 SPECDEC_ISA_BEGIN
 namespace {
 
-// Weights of a short law in double precision.
-void exact_weights(const Law& law, double* to) {
-  for (int i = 0; i < law.count; ++i) to[i] = law.weights[i] > 0 ? law.weight(law.logits[i], law.ids[i]) : 0.0;
-}
-
 bool is_removed(const Law& law, int64_t id) {
   return std::find(law.removed.begin(), law.removed.end(), id) != law.removed.end();
 }

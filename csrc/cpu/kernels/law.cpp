@@ -52,9 +52,25 @@ void scan(Law& law, const Source& source, const Weigher* weigher, int threads, b
 }
 
 // A listed source keeps masses by blocks of ids, which lie anywhere in the row.
-void add_by_id(Law& law, int64_t block, const float* weights, int count) {
+void add_by_id(Law& law, int64_t block, const float* weights, double scale, int count) {
   for (int i = 0; i < count; ++i) {
-    if (weights[i] > 0) law.block_mass[law.source.id(block * kBlock + i) / kBlock] += weights[i];
+    if (weights[i] > 0) law.block_mass[law.source.id(block * kBlock + i) / kBlock] += weights[i] * scale;
+  }
+}
+
+bool contains(const std::vector<int64_t>& ids, int64_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+
+// Sets the weights of some ids of a block to zero.
+void clear(const Law& law, int64_t index, int count, const std::vector<int64_t>& ids, float* weights) {
+  const int64_t first = index * kBlock;
+  for (const int64_t id : ids) {
+    if (law.source.listed()) {
+      for (int i = 0; i < count; ++i) {
+        if (law.source.id(first + i) == id) weights[i] = 0.0f;
+      }
+    } else if (id >= first && id < first + count) {
+      weights[id - first] = 0.0f;
+    }
   }
 }
 
@@ -160,15 +176,7 @@ void weigh_block(const Law& law, int64_t index, const Block& block, float refere
       if (logits[i] == law.cut.logit && law.source.id(first + i) > law.cut.id) weights[i] = 0.0f;
     }
   }
-  for (const int64_t id : law.removed) {
-    if (law.source.listed()) {
-      for (int i = 0; i < count; ++i) {
-        if (law.source.id(first + i) == id) weights[i] = 0.0f;
-      }
-    } else if (id >= first && id < first + count) {
-      weights[id - first] = 0.0f;
-    }
-  }
+  clear(law, index, count, law.removed, weights);
 }
 
 void find_masses(Law& law) {
@@ -178,13 +186,14 @@ void find_masses(Law& law) {
   if (!law.dead()) {
     alignas(64) float buffer[kBlock], weights[kBlock];
     for (int64_t b = 0; b < source.blocks(); ++b) {
-      if (law.block_max[b] < law.cut.logit) continue;
+      if (law.block_max[b] == kNothing || law.block_max[b] < law.cut.logit) continue;
       const Block block = load_block(source, b, buffer);
-      weigh_block(law, b, block, law.max, weights);
+      weigh_block(law, b, block, law.block_max[b], weights);
+      const double scale = weight_of(law.block_max[b], law.max, law.settings.temperature);
       if (listed) {
-        add_by_id(law, b, weights, block.count);
+        add_by_id(law, b, weights, scale, block.count);
       } else {
-        law.block_mass[b] = sum_block(weights, block.count);
+        law.block_mass[b] = sum_block(weights, block.count) * scale;
       }
     }
   }
@@ -192,20 +201,44 @@ void find_masses(Law& law) {
   for (const double mass : law.block_mass) law.total += mass;
 }
 
+float largest_without(const Law& law, int64_t index, const Block& block, const std::vector<int64_t>& ids) {
+  float largest = kNothing;
+  for (int i = 0; i < block.count; ++i) {
+    const float logit = block.logits[i];
+    if (!(logit > largest)) continue;
+    const int64_t id = law.source.id(index * kBlock + i);
+    if (is_kept(law.cut, logit, id) && !contains(ids, id)) largest = logit;
+  }
+  return largest;
+}
+
+double mass_without(const Law& law, int64_t index, const std::vector<int64_t>& ids) {
+  alignas(64) float buffer[kBlock], weights[kBlock];
+  const Block block = load_block(law.source, index, buffer);
+  const float largest = largest_without(law, index, block, ids);
+  if (largest == kNothing) return 0.0;
+  weigh_block(law, index, block, largest, weights);
+  clear(law, index, block.count, ids, weights);
+  return sum_block(weights, block.count) * weight_of(largest, law.max, law.settings.temperature);
+}
+
 void remove(Law& law, int64_t id) {
   law.removed.push_back(id);
-  if (law.is_short) {
-    for (int i = 0; i < law.count; ++i) {
-      if (law.ids[i] == id) law.weights[i] = 0.0f;
-    }
-    return;
+  if (law.is_short) return;
+  alignas(64) float buffer[kBlock];
+  const bool listed = law.source.listed();
+  const int64_t first = listed ? 0 : id / kBlock, last = listed ? law.source.blocks() - 1 : first;
+  for (int64_t b = first; b <= last; ++b) {
+    law.block_max[b] = largest_without(law, b, load_block(law.source, b, buffer), law.removed);
   }
-  if (law.source.listed()) return find_masses(law);
-  alignas(64) float buffer[kBlock], weights[kBlock];
-  const int64_t index = id / kBlock;
-  const Block block = load_block(law.source, index, buffer);
-  weigh_block(law, index, block, law.max, weights);
-  law.block_mass[index] = sum_block(weights, block.count);
+  if (listed) return find_masses(law);
+  law.block_mass[first] = mass_without(law, first, law.removed);
+}
+
+void exact_weights(const Law& law, double* to) {
+  for (int i = 0; i < law.count; ++i) {
+    to[i] = contains(law.removed, law.ids[i]) ? 0.0 : law.weight(law.logits[i], law.ids[i]);
+  }
 }
 
 int64_t best_id(const Law& law) {

@@ -62,7 +62,7 @@ struct Law {
   std::vector<double> block_mass;
   std::vector<int64_t> removed;  // ids that are taken out, see `remove`
 
-  // Of every block of entries.
+  // Of every block of entries, without what was removed.
   std::vector<float> block_max;
   std::vector<char> block_nan;  // 0 or 1
   std::vector<float> lane_max;  // sixteen per block
@@ -72,11 +72,11 @@ struct Law {
   double weight(float logit, int64_t id) const {
     return is_kept(cut, logit, id) ? weight_of(logit, max, settings.temperature) : 0.0;
   }
-  // Probability of an id of a source that is not listed.
-  double probability(int64_t id) const {
-    if (dead() || id < 0 || id >= source.entries) return 0.0;
-    return weight(logit_of(source, id), id) / total;
+  // The same of an id of a source that is not listed, and its probability.
+  double weight_at(int64_t id) const {
+    return dead() || id < 0 || id >= source.entries ? 0.0 : weight(logit_of(source, id), id);
   }
+  double probability(int64_t id) const { return weight_at(id) / total; }
 };
 
 // The sum of weights in a fixed order.
@@ -97,8 +97,18 @@ void weigh_block(const Law& law, int64_t index, const Block& block, float refere
 // `block_mass` and `total` of the dense form, for the law's cut and without what was removed.
 void find_masses(Law& law);
 
-// Takes an id out of the law: its weight is 0 from here on.
+// The largest kept logit of a block without some ids; -inf if nothing is left.
+float largest_without(const Law& law, int64_t index, const Block& block, const std::vector<int64_t>& ids);
+
+// The mass of one block of a source that is not listed without some ids, relative to the law's maximum. It is found
+// from the largest logit that is left, so that it has full precision however far below the maximum that is.
+double mass_without(const Law& law, int64_t index, const std::vector<int64_t>& ids);
+
+// Takes an id out of the law: it cannot be drawn from here on. `total` is not adjusted.
 void remove(Law& law, int64_t id);
+
+// The law's weights in double precision of the short form, what was removed at 0.
+void exact_weights(const Law& law, double* to);
 
 // The best id of a scanned row; -1 at a dead end.
 int64_t best_id(const Law& law);

@@ -19,9 +19,9 @@ void Residual::begin(const Law& p, const Law* q, bool replacement, int threads) 
   q_ = q;
   replacement_ = replacement;
   threads_ = threads;
-  q_left_ = 1.0;
+  q_left_ = q == nullptr ? 1.0 : q->total;
   rejected_.clear();
-  q_share_.clear();
+  q_rest_.clear();
   inverse_.clear();
 }
 
@@ -31,17 +31,17 @@ bool Residual::is_rejected(int64_t id, size_t among) const {
 
 double Residual::draft(int64_t id) const {
   if (q_ == nullptr) return 1.0;
-  if (!replacement_ && (!(q_left_ > 0) || is_rejected(id, rejected_.size()))) return 0.0;
-  return q_->probability(id) / q_left_;
+  if (!(q_left_ > 0) || (!replacement_ && is_rejected(id, rejected_.size()))) return 0.0;
+  return q_->weight_at(id) / q_left_;
 }
 
 double Residual::fold(double w, int64_t id) const {
-  const double q = q_ == nullptr || !(w > 0) ? 0.0 : q_->probability(id);
+  const double q = q_ == nullptr || !(w > 0) ? 0.0 : q_->weight_at(id);
   for (size_t j = 0; j < rejected_.size() && w > 0; ++j) {
     if (q_ == nullptr) {
       w = rejected_[j] == id ? 0.0 : w;
-    } else if (replacement_ || !is_rejected(id, j)) {
-      w -= q * q_share_[j];
+    } else if (q > 0 && (replacement_ || !is_rejected(id, j))) {
+      w -= q / q_rest_[j];
     }
     w = w > 0 ? w * inverse_[j] : 0.0;
   }
@@ -49,15 +49,30 @@ double Residual::fold(double w, int64_t id) const {
 }
 
 bool Residual::reject(int64_t id) {
-  const double drawn = q_ == nullptr || replacement_ ? 0.0 : draft(id) * q_left_;
   rejected_.push_back(id);
-  q_share_.push_back(q_left_ > 0 ? 1.0 / q_left_ : 0.0);
+  q_rest_.push_back(q_left_);
   inverse_.push_back(1.0);
   const double sum = p_->is_short ? sum_short() : sum_dense();
   if (!(sum > kLeast)) return false;
   inverse_.back() = 1.0 / sum;
-  q_left_ -= drawn;
+  if (q_ != nullptr && !q_->dead() && !replacement_) q_left_ = drafts_left();
   return true;
+}
+
+double Residual::drafts_left() const {
+  double sum = 0.0;
+  if (q_->is_short) {
+    for (int i = 0; i < q_->count; ++i) {
+      if (!is_rejected(q_->ids[i], rejected_.size())) sum += q_->weight(q_->logits[i], q_->ids[i]);
+    }
+    return sum;
+  }
+  for (int64_t b = 0; b < q_->source.blocks(); ++b) {
+    bool touched = false;
+    for (const int64_t id : rejected_) touched |= id / kBlock == b;
+    sum += touched ? mass_without(*q_, b, rejected_) : q_->block_mass[(size_t)b];
+  }
+  return sum;
 }
 
 double Residual::sum_short() {
@@ -107,14 +122,18 @@ int Residual::fill_block(int64_t block, float* weights) const {
     const F16 scale = p_scale * broadcast((float)product);
     for (int i = 0; i < count; i += kLanes) store(weights + i, load(weights + i) * scale);
   } else {
+    // Relative to the largest logit of the block that was not rejected: q may be many orders below its maximum there.
     alignas(64) float drafts[kBlock];
-    weigh_block(*q_, block, load_block(q_->source, block, buffer), q_->max, drafts);
-    const F16 q_scale = broadcast((float)(1.0 / q_->total));
+    const Block draft_block = load_block(q_->source, block, buffer);
+    const float largest = largest_without(*q_, block, draft_block, rejected_);
+    weigh_block(*q_, block, draft_block, largest > -kLargest ? largest : q_->max, drafts);
+    const double unit = largest > -kLargest ? weight_of(largest, q_->max, q_->settings.temperature) : 0.0;
     for (int i = 0; i < count; i += kLanes) {
       F16 w = load(weights + i) * p_scale;
-      const F16 q = load(drafts + i) * q_scale;
+      const F16 q = load(drafts + i);
       for (size_t j = 0; j < rejected_.size(); ++j) {
-        w = max(w - q * broadcast((float)q_share_[j]), zero) * broadcast((float)inverse_[j]);
+        const float share = q_rest_[j] > 0 ? (float)(unit / q_rest_[j]) : 0.0f;
+        w = max(w - q * broadcast(share), zero) * broadcast((float)inverse_[j]);
       }
       store(weights + i, w);
     }

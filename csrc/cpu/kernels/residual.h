@@ -6,7 +6,8 @@
 //
 // where S_j is the sum of the numerators, and q_j is q (drawn with replacement), q without c_1 .. c_j and normalised
 // (without), or 1 at c_j (a deterministic draft). Nothing of the size of the vocabulary is stored: a block of w is
-// computed from the rows when it is needed.
+// computed from the rows when it is needed. The mass of q without c_1 .. c_j is summed anew: the difference of two sums
+// is nothing but rounding where the drafter was sure.
 #pragma once
 
 #include "draw.h"
@@ -31,6 +32,7 @@ class Residual {
  private:
   bool is_rejected(int64_t id, size_t among) const;
   double fold(double w, int64_t id) const;
+  double drafts_left() const;
   double sum_short();
   double sum_dense();
   int fill_block(int64_t block, float* weights) const;
@@ -39,9 +41,9 @@ class Residual {
   const Law* q_ = nullptr;
   bool replacement_ = false;
   int threads_ = 1;
-  double q_left_ = 1.0;            // mass of q that was not drawn yet
+  double q_left_ = 1.0;            // weights of q, relative to its maximum, that were not drawn yet
   std::vector<int64_t> rejected_;  // in order
-  std::vector<double> q_share_;    // per rejected draft: what q is multiplied with, 1 / (mass left)
+  std::vector<double> q_rest_;     // per rejected draft: the weights of q that it was drawn from
   std::vector<double> inverse_;    // per rejected draft: 1 / S
   std::vector<double> masses_;     // of the blocks (dense)
   std::vector<double> values_;     // of the ids (short)
