@@ -5,7 +5,12 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.specdec
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml specdec_kernels/_schema.py
-HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+# The architecture of the GPU of this machine, such as 90a; empty where there is none.
+GPU_ARCH := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
+  | sed -n 's/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p' | sed 's/^90$$/90a/;s/^100$$/100a/' | head -n 1)
+CUDA_ARCHS := $(or $(SPECDEC_CUDA_ARCHS),$(GPU_ARCH),90a)
+# A name for what the modules are built for: with another one they are built again.
+BUILT_FOR := $(STAMP)/for-$(if $(GPU_ARCH),gpu,cpu)-$(subst ;,-,$(CUDA_ARCHS))
 # A torch of the system, where there is one that is new enough, is used as it is.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.metadata as m; v = m.version('torch').split('.'); print(int((int(v[0]), int(v[1])) >= (2, 11)))" 2>/dev/null)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -38,14 +43,15 @@ test-sanitize: $(STAMP)/venv
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DSPECDEC_MODULES=OFF \
 	  -DSPECDEC_TESTS=ON -DSPECDEC_SANITIZE=address,undefined
 	$(BIN)/cmake --build build/sanitize -j $(MAX_JOBS)
-	cd build/sanitize && $(abspath $(BIN))/ctest --output-on-failure
+	cd build/sanitize && $(abspath $(BIN))/ctest --output-on-failure --timeout 300
 
 # New random examples, many of each.
 test-soak: $(STAMP)/test
 	$(BIN)/python -m pytest --hypothesis-profile soak tests/agreement $(TEST_OPTIONS)
 
+# The stamps say that the modules are there.
 clean:
-	rm -rf build dist *.egg-info specdec_kernels/*.so
+	rm -rf build dist *.egg-info specdec_kernels/*.so $(STAMP)/demo $(STAMP)/test $(STAMP)/for-*
 
 # ---- installation, in steps that are repeated only when something that they need has changed -------------------------
 
@@ -55,24 +61,29 @@ $(STAMP)/venv: pyproject.toml
 	@mkdir -p $(STAMP)
 	@echo "installing torch and the build tools (about a minute the first time)"
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) "$(TORCH)"
-	@$(PIP) "setuptools>=70" wheel "cmake>=3.24" ninja numpy "rich>=13" "safetensors>=0.4" "tokenizers>=0.20" "typer>=0.12"
+	@$(PIP) "setuptools>=77" wheel "cmake>=3.24" ninja numpy "rich>=13" "safetensors>=0.4" "tokenizers>=0.20" "typer>=0.12"
 	@touch $@
 
-# The demo needs the CUDA module only where there is a GPU, and then for that GPU.
-$(STAMP)/demo: $(STAMP)/venv $(SOURCES)
+$(BUILT_FOR):
+	@mkdir -p $(STAMP) && rm -f $(STAMP)/for-* && touch $@
+
+BUILD = SPECDEC_CUDA_ARCHS='$(CUDA_ARCHS)' $(PIP) --no-build-isolation --no-deps -e .
+
+# The demo needs the CUDA module only where there is a GPU. Without one setup.py removes an older one, and then the tests
+# must build it again.
+$(STAMP)/demo: $(STAMP)/venv $(BUILT_FOR) $(SOURCES)
 	@echo "building the kernels"
-	@SPECDEC_CUDA=$(if $(filter-out 0,$(HAS_GPU)),auto,0) \
-	  $(if $(filter-out 0,$(HAS_GPU)),SPECDEC_CUDA_ARCHS=$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d . | sed 's/^90$$/90a/;s/^100$$/100a/')) \
-	  $(PIP) --no-build-isolation --no-deps -e .
+	@rm -f $(STAMP)/test
+	@SPECDEC_CUDA=$(if $(GPU_ARCH),auto,0) $(BUILD)
 	@touch $@
 
-# The tests build the CUDA module wherever there is an nvcc, for one architecture.
-$(STAMP)/test: $(STAMP)/venv $(SOURCES)
+# The tests build the CUDA module wherever there is an nvcc. The demo has what it needs then, too.
+$(STAMP)/test: $(STAMP)/venv $(BUILT_FOR) $(SOURCES)
 	@echo "building the kernels, and installing the test tools"
 	@$(PIP) "hypothesis>=6.100" "pytest>=8" "pytest-xdist>=3.5" "scipy>=1.11" "transformers>=4.51"
-	@SPECDEC_CUDA=auto SPECDEC_CUDA_ARCHS=$${SPECDEC_CUDA_ARCHS:-90a} $(PIP) --no-build-isolation --no-deps -e .
+	@SPECDEC_CUDA=auto $(BUILD)
 	@touch $@ $(STAMP)/demo
 
 $(STAMP)/lint: $(STAMP)/venv
-	@$(PIP) "clang-format>=18" "mypy>=1.11" "ruff>=0.6"
+	@$(PIP) "clang-format>=23.1,<23.2" "mypy>=2.4,<2.5" "ruff>=0.17,<0.18"
 	@touch $@

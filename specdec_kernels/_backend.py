@@ -18,6 +18,8 @@ _T = TypeVar("_T")
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
+_NO_DEVICE = "no CUDA device, or torch was built without CUDA"
+
 _AUTOMATIC = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 
 
@@ -34,7 +36,7 @@ def _check_name(backend: str) -> str:
 _environment: str | None = os.environ.get("SPECDEC_BACKEND") or None
 if _environment is not None and _environment not in BACKENDS:
     raise ValueError(f"SPECDEC_BACKEND must be one of {', '.join(BACKENDS)}, got {_environment!r}")
-_override: list[str] = []
+_override: list[tuple[str, object]] = []
 
 
 @contextmanager
@@ -43,16 +45,17 @@ def use_backend(backend: str) -> Iterator[None]:
     process.
 
     A ``backend=`` argument has precedence; ``SPECDEC_BACKEND``, read when the package is imported,
-    has not. The blocks nest.
+    has not. The blocks nest; where blocks of several threads overlap, the one that was entered last counts.
 
     Raises:
         ValueError: if there is no backend of that name.
     """
-    _override.append(_check_name(backend))
+    entry = (_check_name(backend), object())  # unlike that of any other block
+    _override.append(entry)
     try:
         yield
     finally:
-        _override.pop()
+        _override.remove(entry)
 
 
 def _why_not(op: str, backend: str) -> str | None:
@@ -69,11 +72,10 @@ def _why_not(op: str, backend: str) -> str | None:
         return f"module specdec_kernels.{module} is {reason}"
     if not _library.has_kernel(op, key):
         return f"module {module} has no kernel for it yet"
-    if backend == "cuda" and not torch.cuda.is_available():
-        return "no CUDA device, or torch was built without CUDA"
     return None
 
 
+# Nothing is asked of a device here: a process that imports the package may still fork.
 _REASONS: dict[tuple[str, str], str | None] = {
     (op.name, backend): _why_not(op.name, backend) for op in OPS for backend in BACKENDS
 }
@@ -90,7 +92,10 @@ def available_backends(op: str) -> dict[str, str | None]:
     """
     if op not in BY_NAME:
         raise ValueError(f"available_backends: op must be one of {', '.join(BY_NAME)}, got {op!r}")
-    return {backend: _REASONS[op, backend] for backend in BACKENDS}
+    reasons = {backend: _REASONS[op, backend] for backend in BACKENDS}
+    if reasons["cuda"] is None and not torch.cuda.is_available():
+        reasons["cuda"] = _NO_DEVICE
+    return reasons
 
 
 def _unavailable(op: str, backend: str, reason: str) -> BackendUnavailableError:
@@ -99,7 +104,7 @@ def _unavailable(op: str, backend: str, reason: str) -> BackendUnavailableError:
 
 
 def _choose(op: str, backend: str | None, device: str) -> str:
-    chosen = backend if backend is not None else _override[-1] if _override else _environment
+    chosen = backend if backend is not None else _override[-1][0] if _override else _environment
     if chosen is not None:
         reason = _REASONS[op, _check_name(chosen)]
         if reason is None and chosen in ("cpu", "cuda") and device != chosen:

@@ -96,6 +96,12 @@ def integer(op: str, name: str, value: int, low: int, high: int | None = None) -
         raise ValueError(f"{op}: {name} must be {bounds}, got {value}")
 
 
+def flag(op: str, name: str, value: bool) -> None:
+    """Check a host flag."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
+
+
 def choice(op: str, name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
     """Check a host choice."""
     if value not in choices:
@@ -221,7 +227,7 @@ def result(op: str, tree: TokenTree, logprobs: str | None, out: VerifyResult | N
 
 def raise_on_bad_data(op: str, status: Tensor | None) -> None:
     """With ``SPECDEC_DEBUG=1``: read ``status`` on the host and raise what would otherwise only be flagged."""
-    if not DEBUG or status is None:
+    if not DEBUG or status is None or torch.compiler.is_compiling():
         return
     for bit, text in (
         (Status.NAN, "logits must not contain NaN"),

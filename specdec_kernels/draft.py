@@ -70,6 +70,8 @@ def ngram_lookup(
 
     def launch(kernel: Callable[..., None]) -> tuple[Tensor, Tensor]:
         _validate.integer(op, "num", num, 1)
+        if bool in (type(min_n), type(max_n)):
+            check()
         batch = history.shape[0]
         if out is None:
             drafts, counts = history.new_empty(batch, num), lengths.new_empty(batch, dtype=torch.int32)

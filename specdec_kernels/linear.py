@@ -91,7 +91,7 @@ def skinny(
         x: ``[T, K]`` float32, bfloat16 or float16; products are accumulated in float32.
         packed: weights from :func:`pack`.
         backend: see :func:`specdec_kernels.use_backend`.
-        out: ``[T, N]`` in the dtype of ``x``, written in place.
+        out: ``[T, N]`` in the dtype of ``x``, written in place; not the memory of ``x``.
 
     Returns:
         ``[T, N]`` in the dtype of ``x``.
@@ -117,6 +117,8 @@ def skinny(
             if value is not None:
                 _validate.tensor(op, name, value, (outputs,), _validate.FLOAT32, device)
         _validate.output(op, "out", out, (x.shape[0], outputs), (x.dtype,), device)
+        if type(out) is Tensor and not torch.compiler.is_compiling() and x.is_contiguous() and _overlap(x, out):
+            raise ValueError(f"{op}: out must not overlap x, got memory of both")
 
     def launch(kernel: Callable[..., None]) -> Tensor:
         outputs, inputs = packed.shape
@@ -126,6 +128,12 @@ def skinny(
         return product
 
     return _backend.run("linear_skinny", backend, x, check, launch)
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two contiguous tensors share memory."""
+    ends = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in (a, b)]
+    return ends[0][0] < ends[1][1] and ends[1][0] < ends[0][1]
 
 
 def _panels(outputs: int) -> int:

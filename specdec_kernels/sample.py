@@ -164,9 +164,16 @@ def draft(
         _validate.output(op, "out", out, (count, num), _validate.INT64, device, strided=True)
         if out is not None and num > 1 and out.stride(1) != 1:
             raise ValueError(f"{op}: out must have unit stride in the last dimension, got {out.stride(1)}")
+        if out is not None and count > 1 and out.stride(0) < num:
+            raise ValueError(f"{op}: out must have rows that do not overlap, got row stride {out.stride(0)}")
+        _validate.flag(op, "replacement", replacement)
+        _validate.flag(op, "coupled", coupled)
 
     def launch(kernel: Callable[..., None]) -> Tensor:
         _validate.integer(op, "num", num, 1, MAX_DRAWS)
+        _validate.integer(op, "top", top, 0, num)
+        _validate.flag(op, "replacement", replacement)
+        _validate.flag(op, "coupled", coupled)
         count = logits.shape[0]
         if out is None:
             drafts = positions.new_empty(count, num, dtype=torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -57,9 +58,10 @@ class TokenTree(NamedTuple):
 
 
 def _per_request(value: float | Sequence[float], batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if isinstance(value, (int, float)):
-        return torch.full((batch,), value, dtype=dtype, device=device)
-    return torch.tensor(list(value), dtype=dtype, device=device)
+    if isinstance(value, Real):
+        one = float(value) if dtype.is_floating_point else int(value)  # type: ignore[call-overload]
+        return torch.full((batch,), one, dtype=dtype, device=device)
+    return torch.tensor(list(value), dtype=dtype, device=device)  # type: ignore[arg-type]
 
 
 def _signed64(seed: int) -> int:
@@ -109,7 +111,7 @@ class Sampling(NamedTuple):
     ) -> Sampling:
         """Settings for ``batch`` requests from Python numbers: one for all, or a list with one for each."""
         where = torch.device(device)
-        seeds = [seed] * batch if isinstance(seed, int) else list(seed)
+        seeds = [int(seed)] * batch if isinstance(seed, Integral) else [int(s) for s in seed]  # type: ignore[union-attr]
         return cls(
             temperature=_per_request(temperature, batch, torch.float32, where),
             top_k=_per_request(top_k, batch, torch.int32, where),

@@ -212,7 +212,8 @@ def rejection(
         allowed: bit mask of the ids that may be emitted, as in :func:`greedy`.
         allowed_rows: ``[T]`` int32 or int64, row of ``allowed`` of each node, -1 = unrestricted.
             None: row ``i``.
-        draft_to_target: ``[V_draft]`` int32 or int64, absolute target id of each draft id.
+        draft_to_target: ``[V_draft]`` int32 or int64, absolute target id of each draft id; means nothing
+            without ``draft_logits``.
         target_to_draft: ``[V]`` int32 or int64, its inverse, -1 = none; given together.
         draft_allowed_rows: ``[T]`` int32 or int64, row of ``allowed`` under which the children of
             each node were drawn, -1 = unrestricted. None: the drafts were drawn without a mask.
@@ -244,6 +245,7 @@ def rejection(
         _validate.sampling(op, "sampling", sampling, batch, device)
         _validate.tensor(op, "context_lens", context_lens, (batch,), _validate.INDICES, device)
         _validate.choice(op, "rule", rule, REJECTION_RULES)
+        _validate.flag(op, "replacement", replacement)
         _validate.node_rows(op, "rows", rows, "logits", logits, count)
         if draft_logits is not None:
             width: int | str = vocab
@@ -270,6 +272,7 @@ def rejection(
     def launch(kernel: Callable[..., None]) -> VerifyResult:
         result = _new_result(op, tree, logprobs) if out is None else _given_result(op, tree, logprobs, out)
         order = FILTER_ORDERS.index(sampling.filter_order)
+        _validate.flag(op, "replacement", replacement)
         drafts: tuple[Any, ...]
         maps: tuple[Tensor | None, ...]
         if draft_logits is None:  # what belongs to it means nothing

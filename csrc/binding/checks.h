@@ -56,6 +56,10 @@ class Arguments {
       SPECDEC_CHECK(tensor.is_cpu(), op_, ": ", name, " must be on the CPU, got another device");
     } else {
       SPECDEC_CHECK(tensor.is_cuda(), op_, ": ", name, " must be on a CUDA device, got another device");
+      // The first tensor says on which one.
+      const int32_t index = tensor.get_device_index();
+      if (index_ < 0) index_ = index;
+      SPECDEC_CHECK(index == index_, op_, ": ", name, " must be on cuda:", index_, ", got cuda:", index);
     }
   }
 
@@ -178,6 +182,7 @@ class Arguments {
 
   const char* op_;
   Device device_;
+  mutable int32_t index_ = -1;  // of the CUDA device of the tensors so far
 };
 
 }  // namespace specdec

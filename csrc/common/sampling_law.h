@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "elementary.h"
+#include "status.h"
 #include "views.h"
 
 namespace specdec {
@@ -14,8 +15,6 @@ namespace specdec {
 inline constexpr int kMaxDraws = 256;  // of one row: the draw has eight bits in the counter
 
 enum class FilterOrder : int32_t { top_k_first, joint, min_p_first };
-
-enum StatusBit : int32_t { kStatusNan = 1, kStatusDeadEnd = 2, kStatusFallback = 4, kStatusMalformed = 8 };
 
 // One request's settings.
 struct Settings {
@@ -88,8 +87,6 @@ SPECDEC_SHARED float from_ordered(int32_t key) {
   memcpy(&value, &bits, sizeof(value));
   return value;
 }
-
-SPECDEC_SHARED float next_up(float value) { return from_ordered(ordered(value) + 1); }
 
 // exp((l - max) / T) of a finite logit.
 SPECDEC_SHARED double weight_of(float logit, float max, float temperature) {

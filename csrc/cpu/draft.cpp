@@ -14,7 +14,8 @@ void draft_ngram_lookup(const Tensor& history, const Tensor& lengths, int64_t mi
   const int64_t batch = history.size(0);
   SPECDEC_CHECK(history.size(1) <= 1 || history.stride(1) == 1, arguments.op(),
                 ": history must have unit stride in the last dimension, got ", history.stride(1));
-  SPECDEC_CHECK(min_n >= 1 && max_n >= min_n, arguments.op(), ": max_n must be at least min_n, got ", max_n);
+  SPECDEC_CHECK(min_n >= 1, arguments.op(), ": min_n must be at least 1, got ", min_n);
+  SPECDEC_CHECK(max_n >= min_n, arguments.op(), ": max_n must be at least ", min_n, ", got ", max_n);
   arguments.check_rank("out[0]", drafts, 2);
   NgramParams p;
   p.history = history.data_ptr();

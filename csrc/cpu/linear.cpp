@@ -61,6 +61,15 @@ void linear_skinny(const Tensor& x, const Tensor& packed, const OptionalTensor& 
   p.outputs = result.columns;
   p.out = out.data_ptr();
   p.out_stride = result.row_stride;
+  // Outputs are written while other rows of x are still read.
+  const auto bytes_of = [](const RowsView& v) {
+    const int64_t element = v.type == FloatType::float32 ? 4 : 2;
+    return v.rows == 0 || v.columns == 0 ? 0 : ((v.rows - 1) * v.row_stride + v.columns) * element;
+  };
+  const char* in = static_cast<const char*>(p.x.data);
+  const char* to = static_cast<const char*>(p.out);
+  SPECDEC_CHECK(to + bytes_of(result) <= in || in + bytes_of(p.x) <= to, arguments.op(),
+                ": out must not overlap x, got memory of both");
   SPECDEC_DISPATCH(linear_skinny, p);
 }
 

@@ -58,6 +58,8 @@ void sample_draft(const Tensor& logits, const Tensor& temperature, const Optiona
   p.top = static_cast<int>(top);
   a.check_shape("out", drafts, rows, num);
   a.check_type<int64_t>("out", drafts);
+  SPECDEC_CHECK(rows <= 1 || drafts.stride(0) >= num, a.op(),
+                ": out must have rows that do not overlap, got row stride ", drafts.stride(0));
   p.drafts = static_cast<int64_t*>(drafts.data_ptr());
   p.drafts_stride = drafts.stride(0);
   p.status = a.vector<int32_t>("status", status, rows);

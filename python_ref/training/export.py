@@ -19,6 +19,7 @@ from .data import Encoded
 from .evaluate import bits_per_byte, tokens_per_step
 from .recipes import CONTEXT, RECIPES, Recipe
 from .tokenizer import END_OF_TEXT
+from .train import exported_step, is_finished
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _TEMPLATES = Path(__file__).resolve().parent / "cards"
@@ -81,7 +82,10 @@ def export(recipe: Recipe, folder: Path, assets: Path, data: Encoded, device: st
     model = load_model(place, dtype=torch.float32)
     facts = _facts(recipe, folder, data, model, train, held_out) | scores
     card = (_TEMPLATES / f"{recipe.name}.md").read_text(encoding="utf-8")
-    (place / "README.md").write_text(card.format_map(facts), encoding="utf-8")
+    card = card.format_map(facts)
+    if not is_finished(recipe, folder):
+        card += f"\n## Unfinished\n\nThese weights had {exported_step(recipe, folder)} of {recipe.steps} steps.\n"
+    (place / "README.md").write_text(card, encoding="utf-8")
     return scores
 
 

@@ -83,6 +83,24 @@ class _State:
         self.step += 1
 
 
+def exported_step(recipe: Recipe, folder: Path) -> int | None:
+    """The step of the model in ``folder / recipe.name / "export"``; None if there is none, or half of one.
+
+    The state can be further: it is saved more often, and before the model is scored.
+    """
+    path = _mark(recipe, folder)
+    return int(path.read_text()) if path.exists() else None
+
+
+def is_finished(recipe: Recipe, folder: Path) -> bool:
+    """Whether the model in the folder has had the whole training."""
+    return exported_step(recipe, folder) == recipe.steps
+
+
+def _mark(recipe: Recipe, folder: Path) -> Path:
+    return folder / recipe.name / "exported_step"
+
+
 def train(
     recipe: Recipe,
     folder: Path,
@@ -156,5 +174,8 @@ def train(
         state.model.eval()
         score = bits_per_byte(state.model, data.held_out, CONTEXT, limit=0 if done else 1000)
         record(held_out_bits_per_byte=round(score, 4), seconds=round(time.monotonic() - began))
+    mark = _mark(recipe, folder)
+    mark.unlink(missing_ok=True)
     save_model(state.model, recipe.config(), folder / recipe.name / "export", torch.float16)
+    mark.write_text(str(state.step))
     return done

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from bench import machine, report, suite
-from bench.rows import Row, as_dicts, write_csv
-
 from .errors import UserError
-from .output import JsonOption, check_json, progress, working, write_json
+from .output import JsonOption, check_file, check_json, progress, working, write_json
+
+if TYPE_CHECKING:
+    from bench.rows import Row
 
 ALL = "all"
 
+# What the help says of the suite. The suite itself is imported when it is to run: its name is a common one, and another
+# package of that name must not be run, nor stop the other commands.
+FAMILIES = ("verify", "linear", "overhead")
+REPEATS, QUICK_REPEATS = 30, 9
+
+_PACKAGE = Path(__file__).resolve().parents[2] / "bench"
+
 
 def bench(
-    family: Annotated[str, typer.Argument(metavar="|".join((*suite.FAMILIES, ALL)), help="What to measure.")] = ALL,
+    family: Annotated[str, typer.Argument(metavar="|".join((*FAMILIES, ALL)), help="What to measure.")] = ALL,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only what the goals are set for, few samples, no torch.compile.")
     ] = False,
@@ -27,7 +35,7 @@ def bench(
         int | None,
         typer.Option(
             metavar="N",
-            help=f"Samples of each variant, fewer of slow ones; default {suite.REPEATS}, quick {suite.QUICK_REPEATS}.",
+            help=f"Samples of each variant, fewer of slow ones; default {REPEATS}, quick {QUICK_REPEATS}.",
         ),
     ] = None,
     json_file: JsonOption = None,
@@ -45,12 +53,16 @@ def bench(
 
     Ends with exit code 1 if an op gave a wrong result, whatever its speed.
     """
+    _check_package()
+    from bench import machine, report, suite
+    from bench.rows import as_dicts
+
     if family not in (*suite.FAMILIES, ALL):
         raise UserError(f"the family must be one of {', '.join((*suite.FAMILIES, ALL))}, got {family!r}")
     if repeats is not None and repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {repeats}")
     check_json(json_file)
-    _check_file(csv_file)
+    check_file("--csv", csv_file)
     _check_folder(out)
     families = list(suite.FAMILIES) if family == ALL else [family]
     with working("measuring the memory of this machine"):
@@ -75,13 +87,17 @@ def bench(
     return 1 if suite.wrong(rows, setting) else 0
 
 
-def _check_file(path: Path | None) -> None:
-    if path is None:
+def _check_package() -> None:
+    try:
+        spec = importlib.util.find_spec("bench")  # finds, and runs nothing
+    except ValueError:  # a module of that name that does not say where it comes from
+        spec = None
+    found = "none" if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), "none")
+    if Path(found).resolve() == _PACKAGE / "__init__.py":
         return
-    if path.is_dir():
-        raise UserError(f"--csv must name a file, got the folder {path}")
-    if not path.parent.is_dir():
-        raise UserError(f"--csv must name a file in an existing folder, got {path}")
+    raise UserError(
+        f"the package bench must be the one in {_PACKAGE}, got {found} (PYTHONPATH, or another installation)"
+    )
 
 
 def _check_folder(path: Path | None) -> None:
@@ -90,6 +106,8 @@ def _check_folder(path: Path | None) -> None:
 
 
 def _write(option: str, rows: list[Row], path: Path) -> None:
+    from bench.rows import write_csv
+
     try:
         write_csv(rows, path)
     except OSError as error:

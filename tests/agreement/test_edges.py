@@ -265,3 +265,54 @@ def test_masks_end_with_the_vocabulary(backend, vocab):
         if vocab % 32:
             past[:, -1] = -1 << vocab % 32
         assert sample(backend, logits, temperature, allowed=past) == ([-1] * 4, [2] * 4)
+
+
+# ---- what is left lies far below the best -----------------------------------------------------------------------------
+
+
+@pytest.mark.op("sample_draft")
+@pytest.mark.parametrize("vocab", [8, 9000])
+@pytest.mark.parametrize("options", [{"coupled": True}, {"replacement": True, "top": 1}, {}, {"top": 2}])
+def test_draws_go_on_when_the_best_id_is_gone(backend, vocab, options):
+    logits = torch.full((4, vocab), -9.0) + torch.linspace(0, 0.5, vocab)
+    logits[:, 5] = 0.0
+    logits[1, 6] = -4.0
+    for temperature in (0.05, 0.1):
+        for top_k in (0, 3):
+            settings = sk.Sampling.of(4, temperature=temperature, top_k=top_k, seed=[0, 1, 2, 3])
+            positions = torch.arange(4)
+            arguments = {"logits": logits, "sampling": settings, "positions": positions, "num": 4, **options}
+            tokens, _ = outcome(backend, "sample_draft", arguments)
+            expected, _ = outcome("reference", "sample_draft", arguments)
+            assert torch.equal(tokens.cpu(), expected)
+            assert bool((tokens[:, :3] >= 0).all())
+
+
+@pytest.mark.op("sample_draft")
+def test_mapped_draws_go_on_when_the_best_id_is_gone(backend):
+    logits = torch.full((4, 40), -9.0) + torch.linspace(0, 0.5, 40)
+    logits[:, 5] = 0.0
+    there = torch.arange(40) * 300 + 7
+    settings = sk.Sampling.of(4, temperature=0.1, seed=[0, 1, 2, 3])
+    arguments = {"logits": logits, "sampling": settings, "positions": torch.arange(4), "num": 3}
+    arguments |= {"coupled": True, "draft_to_target": there}
+    tokens, _ = outcome(backend, "sample_draft", arguments)
+    assert torch.equal(tokens.cpu(), outcome("reference", "sample_draft", arguments)[0])
+    assert bool((tokens >= 0).all())
+
+
+@pytest.mark.op("verify_rejection")
+def test_an_empty_draft_law_has_no_rows(backend):
+    """No row of ``draft_logits`` is not the same as no ``draft_logits``."""
+    tree = chain_tree([[0, 1]])
+    options = {
+        "draft_logits": torch.empty(0, 6),
+        "draft_sampling": sk.Sampling.of(1),
+        "draft_rows": torch.zeros(2).long(),
+    }
+    arguments = {"tree": tree, "logits": torch.zeros(2, 6), "sampling": sk.Sampling.of(1), **options}
+    arguments["context_lens"] = torch.zeros(1, dtype=torch.int64)
+    result = sk.verify.rejection(
+        **{k: compare.move(v, compare.device_of(backend)) for k, v in arguments.items()}, backend=backend
+    )
+    assert int(result.num_tokens[0]) == 1 and int(result.status[0]) == sk.Status.MALFORMED

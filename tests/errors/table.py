@@ -213,6 +213,17 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
     add("sample_draft", TypeError, "top must be an int, got NoneType", top=None)
     text = "sampling.temperature must have shape [2], got [3]"
     add("sample_draft", ValueError, text, "requests", sampling__temperature=torch.zeros(3))
+    for op, name in (("sample_draft", "replacement"), ("sample_draft", "coupled"), ("verify_rejection", "replacement")):
+        add(op, TypeError, f"{name} must be a bool, got NoneType", **{name: None})
+        add(op, TypeError, f"{name} must be a bool, got str", **{name: "yes"})
+    add("sample_draft", TypeError, "top must be an int, got bool", top=True)
+    for name in ("min_n", "max_n"):
+        add("draft_ngram_lookup", TypeError, f"{name} must be an int, got bool", **{name: True})
+    same = torch.zeros(1, 3, dtype=torch.int64).expand(2, 3)
+    add("sample_draft", ValueError, "out must have rows that do not overlap, got row stride 0", out=same)
+    room = torch.zeros(100)
+    overlapping = {"x": room[:14].view(2, 7), "out": room[10:84].view(2, 37)}
+    add("linear_skinny", ValueError, "out must not overlap x, got memory of both", **overlapping)
     gaps = torch.zeros((2, 6), dtype=torch.int64)[:, ::2]
     add("sample_draft", ValueError, "out must have unit stride in the last dimension, got 2", out=gaps)
     text = "sampling.temperature must have shape [2], got [3]"

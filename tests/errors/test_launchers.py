@@ -102,8 +102,8 @@ def special():
     for name in ("cu_nodes", "tokens", "parents", "depths", "ends", "status"):
         add("tree_from_chains", f"out.{name} must be contiguous, got stride 2", **{name: spread})
     add("draft_ngram_lookup", "history must have unit stride in the last dimension, got 2", history=spread)
-    add("draft_ngram_lookup", "max_n must be at least min_n, got 3", min_n=0)
-    add("draft_ngram_lookup", "max_n must be at least min_n, got 1", max_n=1)
+    add("draft_ngram_lookup", "min_n must be at least 1, got 0", min_n=0)
+    add("draft_ngram_lookup", "max_n must be at least 2, got 1", max_n=1)
     add("draft_ngram_lookup", "out[0] must have the dtype of history, got another dtype", drafts=torch.Tensor.int)
     add("draft_ngram_lookup", "out[0] must have unit stride in its last dimension, got stride 2", drafts=spread)
     add("draft_ngram_lookup", "out[1] must be contiguous, got stride 2", counts=spread)

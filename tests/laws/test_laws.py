@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from agreement.compare import device_of, move
 from oracle.enumeration import random_table
 
 import specdec_kernels as sk
@@ -13,6 +14,11 @@ P3, Q3 = random_table(3, 1), random_table(3, 2)
 P2, Q2 = random_table(2, 5), random_table(2, 6)
 P4, Q4 = random_table(4, 3), random_table(4, 4)
 FILTERS = {"temperature": 0.7, "top_k": 2}
+# Drafters that are nearly sure of one id: what is left of their law after it is below the rounding of its sum.
+SURE3 = torch.tensor([[0.0, -18.0, -20.0], [-25.0, 0.0, -24.0], [-40.0, -41.0, 0.0]])
+SURE4 = torch.tensor(
+    [[0.0, -0.2, -17.0, -18.0], [-0.3, -19.0, 0.0, -18.5], [-17.0, 0.0, -17.5, -0.1], [0.0, -30.0] * 2]
+)
 
 # name -> case, trials: a million for each rule on chains and on trees
 CASES = {
@@ -21,6 +27,11 @@ CASES = {
     "match, tree": (Case(P2, Q2, (-1, 0, 1, 0), length=7, rule="match", coupled=True), TRIALS // 2),
     "rejection, chain": (Case(P4, Q4, settings=FILTERS, draft_settings={"top_p": 0.8}), TRIALS),
     "rejection, siblings without replacement": (Case(P3, Q3, (-1, 0, 0)), TRIALS // 2),
+    "rejection, siblings of a sure drafter": (Case(P3, SURE3, (-1, 0, 0)), TRIALS // 4),
+    "rejection, three siblings of a sure drafter, filtered": (
+        Case(P4, SURE4, (-1, 0, 0, 0), draft_settings={"top_k": 4}),
+        TRIALS // 4,
+    ),
     "rejection, tree with replacement": (Case(P2, Q2, (-1, 0, 1, 0), length=7, replacement=True), TRIALS // 2),
 }
 
@@ -57,6 +68,25 @@ def test_plain_sampling_has_the_law_of_the_target(backend, settings):
     p, fewest = check(Plain(case, backend), trials_on(backend, TRIALS // 2))
     assert p > SOUND
     assert fewest == 4
+
+
+@pytest.mark.op("sample_sample")
+def test_the_race_of_blocks_has_the_law(backend):
+    """Some likely ids in each of three blocks, among thousands of unlikely ones."""
+    trials = trials_on(backend, 100_000)
+    row = torch.full((1, 3 * 4096 - 5), -12.0)
+    likely = torch.tensor([0, 7, 4095, 4096, 5000, 8191, 8192, 12_282])
+    row[0, likely] = torch.linspace(-1, 1, 8)
+    seeds, settings = torch.arange(trials) * 7 - 10**6, sk.Sampling.of(1)
+    many = settings._replace(
+        **{name: getattr(settings, name).expand(trials) for name in settings._fields[:4]}, seed=seeds
+    )
+    logits, many, places = (move(x, device_of(backend)) for x in (row.expand(trials, -1), many, torch.arange(trials)))
+    drawn = sk.sample.sample(logits, many, places, backend=backend).cpu()
+    probabilities = row[0].double().softmax(0)
+    expected = torch.cat((probabilities[likely], 1 - probabilities[likely].sum().view(1)))
+    found = torch.tensor([int((drawn == i).sum()) for i in likely])
+    assert p_value(torch.cat((found, trials - found.sum().view(1))), expected) > SOUND
 
 
 @pytest.mark.op("sample_draft")

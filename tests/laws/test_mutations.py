@@ -15,11 +15,14 @@ P4, Q4 = random_table(4, 3), random_table(4, 4)
 CHAIN = Case(P3, Q3)
 SIBLINGS = Case(P4, Q4, (-1, 0, 0), length=3)
 MATCH = Case(P3, Q3, rule="match", coupled=True)
+SURE = Case(P3, torch.tensor([[0.0, -18.0, -20.0]] * 3), (-1, 0, 0), length=3)
 TWICE = Case(P3, Q3, (-1, 0, 0), replacement=True)
 FILTERED = Case(P4, Q4, length=3, draft_settings={"temperature": 0.5, "top_k": 3})
 
 
-@pytest.mark.parametrize("case", [CHAIN, SIBLINGS, TWICE, FILTERED], ids=["chain", "siblings", "twice", "filtered"])
+@pytest.mark.parametrize(
+    "case", [CHAIN, SIBLINGS, SURE, TWICE, FILTERED], ids=["chain", "siblings", "sure", "twice", "filtered"]
+)
 def test_without_a_bug_the_rule_has_the_law_and_decides_as_the_fused_op(case):
     assert check(Rule(case), TRIALS)[0] > SOUND
     seeds = torch.arange(20_000) * 7 - 10**6
@@ -41,6 +44,16 @@ class DuplicatesAreSkipped(Rule):
 class DraftLawIsNotRenormalised(Rule):
     def without(self, q, tokens):
         return q.scatter(1, tokens.unsqueeze(1), 0.0)
+
+
+class DraftLawIsFoundBySubtraction(Rule):
+    """What is left of a sum of single precision, where the drafter was sure, is rounding."""
+
+    def without(self, q, tokens):
+        left = q.scatter(1, tokens.unsqueeze(1), 0.0)
+        drawn = (q.sum(1, keepdim=True) - left.sum(1, keepdim=True)).float()
+        rest = (1 - drawn).double()
+        return torch.where(rest > 0, left / rest, 0.0)
 
 
 class DraftLawKeepsTheRejectedId(Rule):
@@ -238,6 +251,7 @@ def test_a_wrong_law_of_drafts_is_found(name):
 BUGS = {
     "duplicates are skipped": (DuplicatesAreSkipped, TWICE),
     "the draft law is not renormalised": (DraftLawIsNotRenormalised, SIBLINGS),
+    "the draft law is found by subtraction": (DraftLawIsFoundBySubtraction, SURE),
     "the draft law keeps the rejected id": (DraftLawKeepsTheRejectedId, SIBLINGS),
     "residual and draft share noise": (ResidualSharesNoiseWithDrafts, CHAIN),
     "coin and draft share noise": (CoinSharesNoiseWithDrafts, CHAIN),

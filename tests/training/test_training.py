@@ -10,6 +10,7 @@ import torch
 
 from python_ref.models import ModelConfig, Transformer, load_model
 from python_ref.models.transformer import causal
+from python_ref.training import __main__ as command
 from python_ref.training import corpus
 from python_ref.training.data import Encoded, batch, generated_text
 from python_ref.training.evaluate import bits_per_byte, tokens_per_step
@@ -139,6 +140,69 @@ def test_training_learns_and_exports(data, tmp_path):
     # Rounding to 16 bits costs next to nothing.
     assert records[-1]["held_out_bits_per_byte"] == pytest.approx(after, rel=1e-2)
     assert after < 0.8 * before
+
+
+@pytest.fixture
+def trained(data, tmp_path, monkeypatch):
+    """``trained("train", "tiny")`` runs the command with a tiny model and its pupil; gives the names of what it exports."""
+    pupil = dataclasses.replace(TINY, name="pupil", teacher="tiny")
+    exported = []
+    monkeypatch.setattr(command, "RECIPES", {"tiny": TINY, "pupil": pupil})
+    monkeypatch.setattr(command, "encode", lambda *_: data)
+    monkeypatch.setattr(command, "export", lambda recipe, *_: exported.append(recipe.name))
+    (tmp_path / "pupil").mkdir()
+    torch.save(data.stream[:2000], tmp_path / "pupil" / "generated.pt")
+
+    def run(*arguments):
+        exported.clear()
+        command.main([*arguments, "--folder", str(tmp_path), "--device", "cpu", "--eager", "--no-bfloat16"])
+        return exported
+
+    return run
+
+
+def test_all_exports_what_is_finished_and_nothing_else(trained, capsys):
+    assert trained("all", "--minutes", "0") == []
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].endswith("tiny: not finished, 0 of 12 steps; the same command goes on")
+    assert said[-1].endswith("tiny: not exported, what ships is as it was")
+    assert "pupil" not in "".join(said)
+    assert trained("train", "tiny") == []
+    assert trained("all", "--minutes", "0") == ["tiny"]
+    assert "pupil: not finished, 0 of 12 steps" in capsys.readouterr().out
+    assert trained("all") == ["tiny", "pupil"]
+
+
+def refusal(run, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    text = str(caught.value)
+    assert text.startswith("python -m python_ref.training: ") and "\n" not in text
+    return text
+
+
+def test_an_unfinished_model_is_exported_on_demand_only(trained, tmp_path):
+    assert "tiny must be trained in" in refusal(trained, "export", "tiny")
+    assert "tiny must be trained in" in refusal(trained, "export", "tiny", "--unfinished")
+    trained("train", "tiny", "--minutes", "0")
+    assert "tiny has 0 of 12 steps; " in refusal(trained, "export", "tiny")
+    assert trained("export", "tiny", "--unfinished") == ["tiny"]
+    trained("train", "tiny")
+    assert trained("export", "tiny") == ["tiny"]
+    # Half a model: the training was interrupted while it wrote it.
+    (tmp_path / "tiny" / "exported_step").unlink()
+    assert "tiny must be trained in" in refusal(trained, "export", "tiny")
+
+
+def test_a_pupil_waits_for_its_teacher(trained, tmp_path):
+    message = "pupil learns from tiny, whose training must be finished in"
+    assert message in refusal(trained, "train", "pupil")
+    trained("train", "tiny", "--minutes", "0")
+    assert message in refusal(trained, "train", "pupil")
+    assert not (tmp_path / "pupil" / "state.pt").exists()
+    trained("train", "tiny")
+    trained("train", "pupil", "--minutes", "0")
+    assert (tmp_path / "pupil" / "state.pt").exists()
 
 
 def test_a_teacher_is_followed(data, tmp_path):

@@ -58,7 +58,9 @@ void add_by_id(Law& law, int64_t block, const float* weights, double scale, int 
   }
 }
 
-bool contains(const std::vector<int64_t>& ids, int64_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+bool contains(const std::vector<int64_t>& ids, int64_t id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
 
 // Sets the weights of some ids of a block to zero.
 void clear(const Law& law, int64_t index, int count, const std::vector<int64_t>& ids, float* weights) {

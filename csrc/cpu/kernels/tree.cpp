@@ -4,11 +4,9 @@
 // because a batch of drafts is a few kilobytes.
 #include "tree.h"
 
-SPECDEC_ISA_BEGIN
+#include "../../common/status.h"
 
-namespace {
-constexpr int32_t kMalformed = 8;
-}
+SPECDEC_ISA_BEGIN
 
 void from_chains(const FromChainsParams& p) {
   p.cu_nodes[0] = 0;
@@ -17,7 +15,7 @@ void from_chains(const FromChainsParams& p) {
     int64_t length = p.lengths ? p.lengths[b] : p.width;
     const bool wrong = length < 0 || length > p.width;
     if (wrong) length = p.width < 1 ? p.width : 1;
-    p.status[b] = wrong ? kMalformed : 0;
+    p.status[b] = wrong ? kStatusMalformed : 0;
     const IndexView chain{static_cast<const char*>(p.chains) + b * p.row_stride * (p.wide ? 8 : 4), p.column_stride,
                           p.wide};
     for (int64_t i = 0; i < p.width; ++i) {

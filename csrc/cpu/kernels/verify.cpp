@@ -118,7 +118,7 @@ class Walk {
   // The law that the children of a node were drawn from, null if they are deterministic. False if its row is out of
   // range: the children count as absent.
   bool find_draft_law(int32_t node, const Law** q) {
-    if (!p_.draft_logits) return true;
+    if (p_.draft_logits.columns == 0) return true;  // none were given
     const Settings settings = p_.draft_sampling.of(request_);
     const int64_t row = p_.draft_rows ? p_.draft_rows[owner(node)] : owner(node);
     if (is_greedy(settings) || (p_.draft_rows && row == -1)) return true;
