@@ -33,9 +33,8 @@ def _check_name(backend: str) -> str:
     return backend
 
 
+# A wrong name is told by the first op that asks for it: `specdec info` must run to show it.
 _environment: str | None = os.environ.get("SPECDEC_BACKEND") or None
-if _environment is not None and _environment not in BACKENDS:
-    raise ValueError(f"SPECDEC_BACKEND must be one of {', '.join(BACKENDS)}, got {_environment!r}")
 _override: list[tuple[str, object]] = []
 
 
@@ -106,9 +105,12 @@ def _unavailable(op: str, backend: str, reason: str) -> BackendUnavailableError:
 def _choose(op: str, backend: str | None, device: str) -> str:
     chosen = backend if backend is not None else _override[-1][0] if _override else _environment
     if chosen is not None:
+        if chosen == _environment and chosen not in BACKENDS:
+            raise ValueError(f"SPECDEC_BACKEND must be one of {', '.join(BACKENDS)}, got {chosen!r}")
         reason = _REASONS[op, _check_name(chosen)]
         if reason is None and chosen in ("cpu", "cuda") and device != chosen:
-            reason = f"the tensors are on {device}"
+            no_gpu = (chosen, device) == ("cuda", "cpu") and not torch.cuda.is_available()
+            reason = _NO_DEVICE if no_gpu else f"the tensors are on {device}"
         if reason is not None:
             raise _unavailable(op, chosen, reason)
         return chosen

@@ -19,7 +19,7 @@ class Step(NamedTuple):
 
     Attributes:
         tokens: the new tokens; -1 where the model left no token to choose.
-        drafted: drafts that were verified.
+        drafted: drafts that were proposed for verification.
         logprobs: log-probabilities of the new tokens, if they were asked for.
     """
 
@@ -108,7 +108,8 @@ class Batch:
 
     def _settings(self, requests: Sequence[Request | None]) -> Any:
         def column(name: str, idle: float) -> list[Any]:
-            return [idle if request is None else getattr(request, name) for request in requests]
+            kind = type(idle)  # torch refuses integers beyond int64 where it takes floats
+            return [idle if request is None else kind(getattr(request, name)) for request in requests]
 
         return self._ops.Sampling.of(
             len(requests),

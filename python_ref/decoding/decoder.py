@@ -83,6 +83,7 @@ class Decoder:
             if value < 1:
                 raise ValueError(f"Decoder: {name} must be at least 1, got {value}")
         self.model, self.ops, self.drafter = model, ops, drafter
+        self._asked = rule  # what it takes must not depend on whether somebody guesses
         self.rule = rule if drafter is not None else "match"  # of a chain without drafts: plain decoding
         self.num_draft, self.max_batch, self.prefill_chunk = num_draft, max_batch, prefill_chunk
         self.logprobs = logprobs
@@ -106,7 +107,7 @@ class Decoder:
                 or if the rule is ``greedy`` and a temperature is not 0.
         """
         for request in requests:
-            self._check(request)
+            self.check(request)
         with torch.inference_mode():
             return self._run(requests)
 
@@ -118,7 +119,12 @@ class Decoder:
         limit = min(len(request.prompt) + request.max_new_tokens, self.max_positions)
         return limit - len(self.batch.texts[row])
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """Refuse what :meth:`generate` would refuse.
+
+        Raises:
+            ValueError: if the request does not fit the model or the rule.
+        """
         vocab = self.model.config.vocab_size
         if len(request.prompt) >= self.max_positions:
             raise ValueError(
@@ -127,7 +133,7 @@ class Decoder:
         for token in request.prompt:
             if not 0 <= token < vocab:
                 raise ValueError(f"generate: prompt must hold tokens from 0 to {vocab - 1}, got {token}")
-        if self.rule == "greedy" and request.temperature != 0:
+        if self._asked == "greedy" and request.temperature != 0:
             raise ValueError(f"generate: temperature must be 0 under the rule 'greedy', got {request.temperature}")
 
     def _run(self, requests: Sequence[Request]) -> list[Output]:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+# The ops take temperatures as float32 and top_k as int32.
+_MAX_FLOAT32, _MAX_INT32 = (2 - 2.0**-23) * 2.0**127, 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Request:
@@ -17,8 +20,8 @@ class Request:
     Attributes:
         prompt: token ids, at least one.
         max_new_tokens: most tokens to emit, at least 1; the model's number of positions limits it too.
-        temperature: 0 is the argmax, without randomness.
-        top_k: 0 is off.
+        temperature: 0 is the argmax, without randomness; at most what float32 holds.
+        top_k: 0 is off, and so is all from the size of the vocabulary to 2^31 - 1.
         top_p: 1 is off.
         min_p: 0 is off.
         seed: key of the request's randomness, modulo 2^64.
@@ -48,16 +51,18 @@ class Request:
             (
                 "temperature",
                 self.temperature,
-                self.temperature >= 0 and not math.isinf(self.temperature),
+                0 <= self.temperature < math.inf,
                 "be finite and at least 0",
             ),
+            ("temperature", self.temperature, self.temperature <= _MAX_FLOAT32, f"be at most {_MAX_FLOAT32:.4g}"),
             ("top_k", self.top_k, self.top_k >= 0, "be at least 0"),
+            ("top_k", self.top_k, self.top_k <= _MAX_INT32, f"be at most {_MAX_INT32}"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "be above 0 and at most 1"),
             ("min_p", self.min_p, 0 <= self.min_p <= 1, "be between 0 and 1"),
         )
         for name, value, holds, requirement in checks:
             if not holds:
-                raise ValueError(f"Request: {name} must {requirement}, got {value}")
+                raise ValueError(f"Request: {name} must {requirement}, got {str(value)[:80]}")
 
 
 @dataclass

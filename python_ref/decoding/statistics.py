@@ -21,8 +21,8 @@ class Statistics:
         new_tokens: tokens emitted.
         steps: target steps.
         request_steps: requests in all steps.
-        drafted: per draft position, request steps that verified a draft there (one after the limits of the request
-            had their say).
+        drafted: per draft position, request steps that proposed a draft there (one after the limits of the request
+            had their say), whether or not verification came as far.
         accepted: per draft position, drafts that were emitted.
         prefill_seconds: prompts, in the target and in the drafter.
         draft_seconds: the drafter's part of the steps.
@@ -51,7 +51,7 @@ class Statistics:
 
     @property
     def acceptance(self) -> list[float]:
-        """Per draft position: the share of the drafts verified there that were emitted."""
+        """Per draft position: the share of the drafts proposed there that were emitted."""
         return [a / d if d else 0.0 for a, d in zip(self.accepted, self.drafted, strict=True)]
 
     @property
@@ -70,7 +70,7 @@ class Statistics:
         return self.decode_seconds / self.steps if self.steps else 0.0
 
     def count_drafts(self, drafted: int, accepted: int) -> None:
-        """Add one request's step: so many drafts were verified, the first so many of them were emitted."""
+        """Add one request's step: so many drafts were proposed, the first so many of them were emitted."""
         missing = drafted - len(self.drafted)
         if missing > 0:
             self.drafted += [0] * missing

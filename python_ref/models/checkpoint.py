@@ -30,7 +30,7 @@ def load_config(directory: str | Path) -> ModelConfig:
     config = ModelConfig.from_dict(_read_json(directory / "config.json"))
     generation = directory / "generation_config.json"
     if generation.is_file():
-        ids = dict.fromkeys((*config.stop_tokens, *stop_tokens(_read_json(generation))))
+        ids = dict.fromkeys((*config.stop_tokens, *stop_tokens(_read_json(generation), generation.name)))
         config = dataclasses.replace(config, stop_tokens=tuple(ids))
     return config
 
@@ -123,7 +123,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     _require_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"{path} must be JSON that can be read, got brackets nested too deeply") from None
+    except ValueError as error:  # also wrong bytes, and numbers of more digits than Python reads
         raise ValueError(f"{path} must be JSON, got: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object, got {type(content).__name__}")
@@ -136,7 +138,10 @@ def _shards(directory: Path) -> list[Path]:
         return [directory / "model.safetensors"]
     places = _read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(f"{index} must hold a weight_map, got {places!r}")
+        raise ValueError(f"{index} must hold a weight_map, got {str(places)[:80]}")
+    for name, place in places.items():
+        if not isinstance(place, str):
+            raise ValueError(f"{index}: weight_map must name a file for {name}, got {str(place)[:80]}")
     return [directory / name for name in sorted(set(places.values()))]
 
 

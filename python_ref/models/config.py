@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .rotary import Rotary
+from .rotary import Rotary, number
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_LARGEST = 2**31 - 1
 _REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -51,12 +52,15 @@ class ModelConfig:
             ValueError: for an architecture, activation, attention or rope scaling that is not
                 implemented, and for a missing or impossible value; one sentence.
         """
-        architecture = (raw.get("architectures") or ["nothing"])[0]
+        names = raw.get("architectures")
+        architecture = (names or ["nothing"])[0] if isinstance(names, list | None) else names
         _require(architecture in ARCHITECTURES, "architectures", _one_of(ARCHITECTURES), architecture)
         llama, qwen2 = architecture == ARCHITECTURES[0], architecture == ARCHITECTURES[1]
         activation = raw.get("hidden_act", "silu")
         _require(activation == "silu", "hidden_act", "be silu", activation)
-        windowed = raw.get("use_sliding_window") or "sliding_attention" in (raw.get("layer_types") or ())
+        layers = raw.get("layer_types") or []
+        _require(isinstance(layers, list), "layer_types", "be a list", layers)
+        windowed = raw.get("use_sliding_window") or "sliding_attention" in layers
         _require(not windowed, "use_sliding_window", "be false", "true")
         quantized = raw.get("quantization_config")
         _require(not quantized, "quantization_config", "be absent", "a quantised checkpoint")
@@ -66,7 +70,7 @@ class ModelConfig:
         head_dim = _positive(raw, "head_dim", hidden // heads)
         _require(heads % kv_heads == 0, "num_key_value_heads", f"divide {heads}", kv_heads)
         _require(head_dim % 2 == 0, "head_dim", "be even", head_dim)
-        attention_bias = bool(raw.get("attention_bias", False))
+        attention_bias = _flag(raw, "attention_bias")
         return cls(
             architecture=architecture,
             vocab_size=sizes["vocab_size"],
@@ -76,26 +80,40 @@ class ModelConfig:
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            norm_eps=number(raw, "rms_norm_eps", 1e-6),
             rotary=Rotary.from_dict(raw, head_dim, _positive(raw, "max_position_embeddings", 2048)),
-            tied=bool(raw.get("tie_word_embeddings", False)),
+            tied=_flag(raw, "tie_word_embeddings"),
             qkv_bias=qwen2 or attention_bias,
             output_bias=not qwen2 and attention_bias,
-            mlp_bias=llama and bool(raw.get("mlp_bias", False)),
+            mlp_bias=llama and _flag(raw, "mlp_bias"),
             qk_norm=architecture == ARCHITECTURES[2],
             stop_tokens=stop_tokens(raw),
         )
 
 
-def stop_tokens(raw: dict[str, Any]) -> tuple[int, ...]:
-    """``eos_token_id`` of a ``config.json`` or ``generation_config.json``: none, one or several."""
-    ids = raw.get("eos_token_id")
-    return () if ids is None else tuple(ids) if isinstance(ids, list) else (int(ids),)
+def stop_tokens(raw: dict[str, Any], file: str = "config.json") -> tuple[int, ...]:
+    """``eos_token_id`` of a ``config.json`` or ``generation_config.json``: none, one or several.
+
+    Raises:
+        ValueError: if it is anything else; one sentence.
+    """
+    value = raw.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for token in ids:
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise ValueError(f"{file}: eos_token_id must be a token id or a list of them, got {str(value)[:80]}")
+    return tuple(ids)
 
 
 def _require(holds: bool, key: str, requirement: str, actual: object) -> None:
     if not holds:
-        raise ValueError(f"config.json: {key} must {requirement}, got {actual}")
+        raise ValueError(f"config.json: {key} must {requirement}, got {str(actual)[:80]}")
+
+
+def _flag(raw: dict[str, Any], key: str) -> bool:
+    value = raw.get(key)
+    _require(isinstance(value, bool | None), key, "be true or false", repr(value))
+    return bool(value)
 
 
 def _one_of(names: tuple[str, ...]) -> str:
@@ -105,6 +123,7 @@ def _one_of(names: tuple[str, ...]) -> str:
 def _positive(raw: dict[str, Any], key: str, default: int | None = None) -> int:
     value = raw.get(key)
     value = default if value is None else value
-    valid = isinstance(value, int) and value > 0
+    valid = isinstance(value, int) and not isinstance(value, bool) and value > 0
     _require(valid, key, "be a positive integer", "nothing" if value is None else repr(value))
+    _require(value <= _LARGEST, key, f"be at most {_LARGEST}", value)  # type: ignore[operator]
     return int(value)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,17 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor",),
 }
+# Keys that a scaling may have; 0 is the default, as in `transformers`.
+_OPTIONAL = (
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+)
+# Tables of more would not fit the memory of the machines that hold the model; known models stay below.
+_MOST_POSITIONS = 2**23
 # Positions per block of the table; a block of any head size is small enough for torch to compute
 # on one thread, so that its bits do not depend on the number of threads.
 _BLOCK = 64
@@ -42,27 +54,35 @@ class Rotary:
         """Read ``rope_parameters`` or ``rope_scaling`` and ``rope_theta`` of a ``config.json``.
 
         Raises:
-            ValueError: for an unknown scaling or a missing key.
+            ValueError: for an unknown scaling, a missing key or an impossible value.
         """
-        options = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        name = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+        given = raw.get(name) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"config.json: {name} must be an object, got {str(given)[:80]}")
+        options = dict(given)
         kind = str(options.get("rope_type", options.get("type", "default")))
         if kind not in _KINDS:
             known = ", ".join(_KINDS)
-            raise ValueError(f"config.json: rope_type must be one of {known}, got {kind}")
-        for key in _KINDS[kind]:
-            if not isinstance(options.get(key), (int, float)):
-                raise ValueError(f"config.json: {key} must be a number, got {options.get(key)}")
+            raise ValueError(f"config.json: rope_type must be one of {known}, got {kind[:80]}")
+        _check_options(kind, options)
         partial = options.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1.0
         if partial != 1.0:
-            raise ValueError(f"config.json: partial_rotary_factor must be 1, got {partial}")
-        theta = float(options.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-        return cls(head_dim, theta, max_positions, kind, options)
+            raise ValueError(f"config.json: partial_rotary_factor must be 1, got {str(partial)[:80]}")
+        theta = number(options if options.get("rope_theta") else raw, "rope_theta", 10000.0)
+        if theta <= 1:
+            raise ValueError(f"config.json: rope_theta must be above 1, got {theta}")
+        found = cls(head_dim, theta, max_positions, kind, options)
+        if found.limit > _MOST_POSITIONS:
+            means = "max_position_embeddings" + (" times factor" if kind == "dynamic" else "")
+            raise ValueError(f"config.json: {means} must be at most {_MOST_POSITIONS}, got {found.limit:.7g}")
+        return found
 
     @property
     def limit(self) -> int:
         """Positions that the embedding serves."""
         stretch = float(self.options["factor"]) if self.kind == "dynamic" else 1.0
-        return int(self.trained * max(stretch, 1.0))
+        return int(min(self.trained * max(stretch, 1.0), sys.float_info.max))
 
     def table(self) -> Tensor:
         """Cosines and signed sines ``[limit, 2, 1, dim]`` float32 of every position.
@@ -144,6 +164,35 @@ class Rotary:
         if weight and weight_all:
             return temperature(float(weight)) / temperature(float(weight_all))
         return temperature(1.0)
+
+
+def number(raw: dict[str, Any], key: str, default: float | None = None) -> float:
+    """A number of a ``config.json``; nothing and null are the default.
+
+    Raises:
+        ValueError: if it is none, or not finite.
+    """
+    value = raw.get(key)
+    value = default if value is None else value
+    most = sys.float_info.max  # beyond it are infinity and integers that are no float
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -most <= value <= most:
+        raise ValueError(f"config.json: {key} must be a number, got {str(value)[:80]}")
+    return float(value)
+
+
+def _check_options(kind: str, options: dict[str, Any]) -> None:
+    """Refuse options of a scaling that are no numbers, or that it would divide by or take the logarithm of."""
+    needed = _KINDS[kind]
+    for key in needed:
+        if number(options, key) <= 0:
+            raise ValueError(f"config.json: {key} must be above 0, got {options[key]}")
+    optional = {"llama3": _OPTIONAL[:1], "yarn": _OPTIONAL}.get(kind, ())
+    for key in optional:
+        if number(options, key, 1.0) < 0:
+            raise ValueError(f"config.json: {key} must be at least 0, got {options[key]}")
+    if kind == "llama3" and options["low_freq_factor"] >= options["high_freq_factor"]:
+        low, high = options["low_freq_factor"], options["high_freq_factor"]
+        raise ValueError(f"config.json: high_freq_factor must be above low_freq_factor {low}, got {high}")
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

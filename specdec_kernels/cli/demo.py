@@ -19,7 +19,7 @@ from python_ref.decoding import Decoder
 from . import engine
 from .comparison import PLAIN, Method, Row, compare, decoders, request
 from .engine import DRAFT, TARGET, Loaded
-from .errors import UserError, user_errors
+from .errors import UserError, check_text, user_errors
 from .output import JsonOption, check_json, printable, progress, write_json
 from .text import TextStream
 
@@ -45,6 +45,8 @@ _OPS = (
     "linear_skinny",
 )
 _SHOWN_LINES = 8
+# Share of distinct 4-grams below which a text counts as repetitive.
+_REPETITIVE = 0.5
 
 
 class _Size(NamedTuple):
@@ -93,6 +95,7 @@ def demo(
 ) -> None:
     """Continue held-out source code with the shipped model and every drafter, and say what each gains and costs."""
     check_json(json_file)
+    engine.check_max_batch(max_batch)
     engine.check_choice("--dtype", dtype, engine.DTYPES)
     where = engine.find_device(device)
     folder = engine.ASSETS if assets is None else assets
@@ -107,9 +110,9 @@ def demo(
         }
         prompts = [target.encode(source.text) for source in sources]
         console = Console(highlight=False)
-        _introduce(console, target, drafters["independent"].model, dtype, where, backend)
+        _introduce(console, target, drafters["independent"].model, dtype, where)
         with user_errors():
-            engines = decoders(target.model, ops, METHODS, drafters, max_batch)
+            engines = decoders(target.model, ops, METHODS, drafters, min(max_batch, len(prompts)))
             # What is shown warms everything up, and is not measured: writing takes time, too.
             _show(console, target, engines, sources, prompts, size.shown_tokens)
             total = len(METHODS) * len(prompts) * size.new_tokens
@@ -139,16 +142,16 @@ def _read_prompts(folder: Path) -> list[_Source]:
         text = path.read_text(encoding="utf-8")
     try:
         sources = [_Source(f"{item['file']}, line {item['line']}", str(item["prompt"])) for item in json.loads(text)]
-    except (json.JSONDecodeError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         sources = []
     if not sources or not all(source.text for source in sources):
         raise UserError(f"{path} must be a JSON list of objects with file, line and prompt, got something else")
+    for source in sources:
+        check_text(f"{path}: prompt of {printable(source.place)}", source.text)
     return sources
 
 
-def _introduce(
-    console: Console, target: Loaded, draft: Any, dtype: str, device: torch.device, backend: str | None
-) -> None:
+def _introduce(console: Console, target: Loaded, draft: Any, dtype: str, device: torch.device) -> None:
     weights = sum(parameter.numel() for parameter in draft.parameters())
     console.print(
         f"{TARGET} ({_millions(target.parameters)} weights) continues Python source that it has not been trained on; "
@@ -156,23 +159,22 @@ def _introduce(
         soft_wrap=True,
     )
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
-    console.print(f"{dtype} on {device}{threads}; {_served_by(device.type, backend)}.", soft_wrap=True)
+    console.print(f"{dtype} on {device}{threads}; {_served_by(device.type)}.", soft_wrap=True)
 
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.2f} million"
 
 
-def _served_by(device: str, backend: str | None) -> str:
+def _served_by(device: str) -> str:
     """Which backend computes the ops: with kernels that are missing the figures would say little."""
-    if backend is not None:
-        return f"ops on {backend}"
     used = [op for op in _OPS if device == "cpu" or not op.startswith("linear_")]
-    missing = [op for op in used if ops.available_backends(op)[device] is not None]
-    if not missing:
-        return f"ops on {device}"
-    names = ", ".join(op.replace("_", ".", 1) for op in missing)
-    return f"ops on {device}, but {names} on reference, which is slow"
+    (most, _), *others = engine.serving(used, device).items()
+    text = f"ops on {most}"
+    for backend, late in others:
+        names = ", ".join(op.replace("_", ".", 1) for op in late)
+        text += f", but {names} on {backend}" + (", which is slow" if backend == "reference" else "")
+    return text
 
 
 def _show(
@@ -259,8 +261,17 @@ def meaning(rows: Sequence[Row]) -> str:
     gains = [row.mean_tokens_per_step for row in drafted]
     return (
         f"On this machine a step with drafts takes the time of {_span(costs, 1)} plain steps and gains {_span(gains, 1)} "
-        f"tokens; {verdict}; {_proof(drafted)}."
+        f"tokens; {verdict}; {_repetition(rows)}{_proof(drafted)}."
     )
+
+
+def _repetition(rows: Sequence[Row]) -> str:
+    """What must be known of texts that turn in circles: their drafts are too easy."""
+    shares = {row.temperature: row.distinct_4gram_share for row in rows if row.drafter == PLAIN}
+    looping = [f"{share:.2f} at temperature {t:g}" for t, share in shares.items() if share < _REPETITIVE]
+    if not looping:
+        return ""
+    return f"the text repeats itself (distinct 4-grams: {', '.join(looping)}), which flatters ngram above all; "
 
 
 def _name(row: Row) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import specdec_kernels as ops
 from python_ref.drafters import IndependentDrafter, NgramDrafter
 from python_ref.models import load_config, load_model, load_tokenizer
 
+from .. import _backend
 from .errors import UserError, user_errors
 from .output import working
 
@@ -30,6 +33,9 @@ _DTYPES = {
     "int8": (torch.float32, torch.int8),
 }
 DTYPES = tuple(_DTYPES)
+
+#: Most prompts decoded together: far beyond what pays, and small enough to be allocated.
+MAX_BATCH = 65536
 
 
 @dataclass(frozen=True)
@@ -94,14 +100,17 @@ def find_device(value: str) -> torch.device:
     Raises:
         UserError: if there is none of that name.
     """
-    kind, _, index = value.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+    if value == "cpu":
+        return torch.device(value)
+    parts = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", value)
+    if parts is None:
         raise UserError(f"--device must be cpu, cuda or cuda:<number>, got {value!r}")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    index = int(parts[1] or 0)
+    if index >= torch.cuda.device_count():
         raise UserError(
             f"--device must be available, got {value!r}: torch sees {torch.cuda.device_count()} CUDA devices"
         )
-    return torch.device(value)
+    return torch.device("cuda") if parts[1] is None else torch.device("cuda", index)
 
 
 def find_backend(value: str | None) -> AbstractContextManager[None]:
@@ -113,6 +122,32 @@ def find_backend(value: str | None) -> AbstractContextManager[None]:
     if value is None:
         return nullcontext()
     return ops.use_backend(check_choice("--backend", value, ops.BACKENDS))
+
+
+def check_max_batch(value: int) -> None:
+    """Refuse a number of prompts that no cache has rows for.
+
+    Raises:
+        UserError: if it is out of range.
+    """
+    if not 1 <= value <= MAX_BATCH:
+        raise UserError(f"--max-batch must be from 1 to {MAX_BATCH}, got {value}")
+
+
+def serving(used: Sequence[str], device: str) -> dict[str, list[str]]:
+    """Which backend serves which of these ops here and now, the block of :func:`find_backend` and the environment heeded.
+
+    Returns:
+        The ops by their backend, the fastest backend first.
+
+    Raises:
+        UserError: if the backend that was asked for cannot serve one of them.
+    """
+    with user_errors():
+        # The rule by which every call chooses, and not a copy of it.
+        chosen = {op: _backend._choose(op, None, device) for op in used}
+    backends = sorted(set(chosen.values()), key=ops.BACKENDS.index)
+    return {backend: [op for op in used if chosen[op] == backend] for backend in backends}
 
 
 def load(directory: Path, dtype: str, device: torch.device) -> Loaded:

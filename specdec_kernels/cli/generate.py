@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from python_ref.decoding import Decoder, Output, Request, Statistics
 from . import engine
 from .batch import Prompt, read_batch
 from .engine import Loaded
-from .errors import UserError, user_errors
+from .errors import UserError, check_text, user_errors, utf8
 from .output import JsonOption, check_json, progress, working, write_json, write_text
 from .text import TextStream
 
@@ -75,6 +75,7 @@ def generate(
     check_json(json_file)
     engine.check_choice("--rule", rule, RULES)
     engine.check_choice("--dtype", dtype, engine.DTYPES)
+    engine.check_max_batch(max_batch)
     where = engine.find_device(device)
     with user_errors():
         settings = Request([0], max_new_tokens, temperature, top_k, top_p, min_p, seed)
@@ -89,8 +90,13 @@ def generate(
                 drafter=engine.make_drafter(drafter, target, dtype),
                 rule=rule,
                 num_draft=num_draft,
-                max_batch=max_batch,
+                max_batch=min(max_batch, len(requests)),
             )
+        for item, request in zip(prompts, requests, strict=True):
+            with _place(item):
+                decoder.check(request)
+        served = engine.serving(_used(drafter, rule, where.type), where.type)
+        with user_errors():
             run = _stream if batch_file is None else _run_batch
             outputs = run(decoder, target, requests)
     results = [_result(target, item, output) for item, output in zip(prompts, outputs, strict=True)]
@@ -100,7 +106,7 @@ def generate(
     if stats:
         _print_statistics(decoder.statistics)
     named = {"model": str(target.directory), "drafter": drafter, "rule": decoder.rule, "num_draft": num_draft}
-    named |= {"backend": backend, "device": device, "dtype": dtype}
+    named |= {"backend": ", ".join(served), "device": device, "dtype": dtype}
     write_json(json_file, named | {"outputs": results, "statistics": decoder.statistics.to_dict()})
 
 
@@ -116,22 +122,49 @@ def _read_prompts(prompt: str | None, prompt_file: Path | None, batch_file: Path
         return read_batch(batch_file)
     if prompt is None and prompt_file is not None and str(prompt_file) != "-":
         with user_errors():
-            prompt = prompt_file.read_text(encoding="utf-8")
+            data = prompt_file.read_bytes()
+        prompt = utf8(f"--prompt-file {prompt_file}", data)
     if prompt is None:
-        if sys.stdin.isatty():
+        prompt = _read_standard_input()
+    return [Prompt(check_text("--prompt", prompt))]
+
+
+def _read_standard_input() -> str:
+    with user_errors():
+        if sys.stdin is None or sys.stdin.isatty():  # None: closed
             raise UserError(
                 "--prompt, --prompt-file or --batch-file must be given, or text on standard input, got none"
             )
+        # As text, Python may let wrong bytes through as halves of characters.
+        data = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
+    return utf8("standard input", data)
+
+
+@contextmanager
+def _place(item: Prompt) -> Iterator[None]:
+    """Errors of the settings say which line they are of, where there are lines."""
+    try:
         with user_errors():
-            prompt = sys.stdin.read()
-    return [Prompt(prompt)]
+            yield
+    except UserError as error:
+        if not item.is_line:
+            raise
+        raise UserError(f"{item.place}: {error}") from error
+
+
+def _used(drafter: str, rule: str, device: str) -> list[str]:
+    """The ops of a run."""
+    kind = drafter.partition(":")[0]
+    drafts = {"none": [], "ngram": ["draft_ngram_lookup"], "independent": ["sample_draft"]}[kind]
+    used = ["sample_sample"] if kind == "none" else [*drafts, "tree_from_chains", f"verify_{rule}"]
+    return used + (["linear_skinny"] if device == "cpu" else [])
 
 
 def _request(target: Loaded, settings: Request, item: Prompt) -> Request:
     tokens = target.encode(item.text)
     if not tokens:
         raise UserError(f"{item.place} must have at least one token, got {item.text!r}")
-    with user_errors():
+    with _place(item):
         return replace(settings, prompt=tokens, **item.settings)
 
 
@@ -154,7 +187,8 @@ def _stream(decoder: Decoder, target: Loaded, requests: list[Request]) -> list[O
 
 def _run_batch(decoder: Decoder, target: Loaded, requests: list[Request]) -> list[Output]:
     done = 0
-    with progress("tokens", sum(request.max_new_tokens for request in requests)) as report:
+    most = [min(request.max_new_tokens, decoder.max_positions - len(request.prompt)) for request in requests]
+    with progress("tokens", sum(most)) as report:
 
         def count(tokens: list[int]) -> None:
             nonlocal done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer.core
 
 from .. import __version__
 from . import bench, demo, generate, info
-from .errors import UsageError, UserError, sentence
+from .errors import UsageError, UserError, sentence, unwritable
 
 
 class _Commands(typer.core.TyperGroup):
@@ -22,13 +23,22 @@ class _Commands(typer.core.TyperGroup):
         options["standalone_mode"] = False
         if not alone:
             return super().main(*args, **options)
+        if sys.stderr is None:  # closed (2>&-); print would take standard output in its place
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if sys.stdout is None:
+            _fail("specdec", "standard output must be open, got a closed one")
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets question marks
         try:
             result = super().main(*args, **options)
+            sys.stdout.flush()  # at exit it would be too late for a sentence
         except UserError as error:
             _fail(f"specdec {error.command}".rstrip(), str(error))
+        except BrokenPipeError:
+            _leave_pipe()
+        except OSError as error:
+            _fail("specdec", str(unwritable(error)))
         except (KeyboardInterrupt, typer.Abort):
             print("\ninterrupted", file=sys.stderr)
             sys.exit(130)
@@ -45,9 +55,7 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # Whoever reads the text has heard enough; nothing is left to be flushed at exit.
-            sys.stdout = None
-            sys.exit(141)
+            _leave_pipe()
         except (UserError, UsageError) as error:
             error.command = ctx.invoked_subcommand or ""  # type: ignore[attr-defined]
             raise
@@ -55,7 +63,18 @@ class _Commands(typer.core.TyperGroup):
 
 def _fail(path: str, text: str) -> None:
     print(f"{path}: {text}", file=sys.stderr)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        sys.stdout = None  # what it does not take now it would not take at exit
     sys.exit(2)
+
+
+def _leave_pipe() -> None:
+    # Whoever reads the text has heard enough; nothing is left to be flushed at exit.
+    sys.stdout = None
+    sys.exit(141)
 
 
 app = typer.Typer(

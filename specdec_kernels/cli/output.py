@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .errors import UserError
+from .errors import UserError, unwritable, user_errors
 
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to FILE as JSON, too.")
@@ -27,17 +28,25 @@ _PATIENCE = 2.0
 
 
 def check_json(path: Path | None) -> None:
+    """:func:`check_file` of ``--json``."""
+    check_file("--json", path)
+
+
+def check_file(option: str, path: Path | None) -> None:
     """Refuse a file that cannot be written before the work is done rather than after it.
 
     Raises:
-        UserError: if the folder does not exist, or the path is one.
+        UserError: if the folder does not exist, the path is one, or writing is not allowed.
     """
     if path is None:
         return
-    if path.is_dir():
-        raise UserError(f"--json must name a file, got the folder {path}")
-    if not path.parent.is_dir():
-        raise UserError(f"--json must name a file in an existing folder, got {path}")
+    with user_errors():  # a name that no file can have
+        if path.is_dir():
+            raise UserError(f"{option} must name a file, got the folder {path}")
+        if not path.parent.is_dir():
+            raise UserError(f"{option} must name a file in an existing folder, got {path}")
+        if not os.access(*((path, os.W_OK) if path.exists() else (path.parent, os.W_OK | os.X_OK))):
+            raise UserError(f"{option} must name a file that can be written, got {path}: permission denied")
 
 
 def write_json(path: Path | None, content: Any) -> None:
@@ -67,8 +76,13 @@ def _is_control(character: str) -> bool:
 def write_text(text: str) -> None:
     """Bring generated text to standard output at once; to a terminal without control characters."""
     if text:
-        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # else it would be taken for one of the model's files
+            raise unwritable(error) from error
 
 
 @contextmanager

@@ -2,14 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import specdec_kernels as sk
 from python_ref.decoding import Decoder, Request
+from specdec_kernels import _backend
 from specdec_kernels.cli import demo, engine
 from specdec_kernels.cli.comparison import Row
+from specdec_kernels.cli.errors import UserError
 from specdec_kernels.cli.output import printable
 
 from .conftest import PROMPTS
@@ -102,14 +105,28 @@ def test_table_and_sentence(quick):
 
 
 def test_ops_that_are_missing_are_named(monkeypatch):
-    served = {"cpu": None, "cuda": None, "triton": "none", "reference": None}
-    monkeypatch.setattr(sk, "available_backends", lambda op: served)
-    assert demo._served_by("cpu", None) == "ops on cpu"
-    assert demo._served_by("cpu", "reference") == "ops on reference"
+    monkeypatch.setattr(_backend, "_environment", None)
     late = {"verify_match", "linear_skinny"}
-    monkeypatch.setattr(sk, "available_backends", lambda op: served | ({"cpu": "x", "cuda": "x"} if op in late else {}))
-    assert demo._served_by("cpu", None) == "ops on cpu, but verify.match, linear.skinny on reference, which is slow"
-    assert demo._served_by("cuda", None) == "ops on cuda, but verify.match on reference, which is slow"
+    for op in demo._OPS:
+        for backend in ("cpu", "cuda"):
+            monkeypatch.setitem(_backend._REASONS, (op, backend), None)
+    assert demo._served_by("cpu") == "ops on cpu"
+    assert demo._served_by("cuda") == "ops on cuda"
+    for op in late:
+        for backend in ("cpu", "cuda"):
+            monkeypatch.setitem(_backend._REASONS, (op, backend), "late")
+    assert demo._served_by("cpu") == "ops on cpu, but verify.match, linear.skinny on reference, which is slow"
+    assert demo._served_by("cuda") == "ops on cuda, but verify.match on reference, which is slow"
+
+
+def test_who_was_asked_for_is_named(monkeypatch):
+    monkeypatch.setattr(_backend, "_environment", "reference")
+    assert demo._served_by("cpu") == "ops on reference"
+    monkeypatch.setattr(_backend, "_environment", None)
+    with sk.use_backend("reference"):
+        assert demo._served_by("cpu") == "ops on reference"
+    with sk.use_backend("cuda"), pytest.raises(UserError, match="backend must be available, got 'cuda'"):
+        demo._served_by("cpu")
 
 
 def test_the_full_run_is_long_enough():
@@ -142,6 +159,11 @@ def test_what_the_figures_mean():
     assert demo.meaning([*plain, fast, faster]) == (
         f"{start}1.4 to 2.4 plain steps and gains 2.1 to 3.0 tokens; all of them are faster than plain decoding (1.25 to "
         f"1.50 times its speed); {end}"
+    )
+    looping = replace(plain[0], distinct_4gram_share=0.31)
+    assert (
+        "; the text repeats itself (distinct 4-grams: 0.31 at temperature 0), which flatters ngram above all; wherever"
+        in demo.meaning([looping, plain[1], slow])
     )
     broken = row("ngram", 0.0, 0.5, 1.2, identical=False)
     assert demo.meaning([*plain, broken, slow]).endswith(

@@ -1,7 +1,10 @@
 """What a user does wrong is answered by one sentence on standard error and exit code 2."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -38,7 +41,16 @@ def complains(result, command, *parts):
         (("--max-new-tokens", "0"), ("max_new_tokens must be at least 1, got 0",)),
         (("--max-new-tokens",), ("--max-new-tokens", "argument")),
         (("--num-draft", "-1"), ("num_draft must be at least 0, got -1",)),
-        (("--max-batch", "0"), ("max_batch must be at least 1, got 0",)),
+        (("--max-batch", "0"), ("--max-batch must be from 1 to 65536, got 0",)),
+        (("--max-batch", "999999999999"), ("--max-batch must be from 1 to 65536, got 999999999999",)),
+        (("--temperature", "1e300"), ("temperature must be at most 3.403e+38, got 1e+300",)),
+        (("--top-k", "3000000000"), ("top_k must be at most 2147483647, got 3000000000",)),
+        (("--prompt", "a\udcff"), (r"--prompt must be UTF-8 text, got '\udcff' as character 2",)),
+        (("--device", "cpu:"), ("--device must be cpu, cuda or cuda:<number>, got 'cpu:'",)),
+        (("--device", "cpu:1"), ("--device must be cpu, cuda or cuda:<number>, got 'cpu:1'",)),
+        (("--device", "cuda:"), ("--device must be cpu, cuda or cuda:<number>, got 'cuda:'",)),
+        (("--device", "cuda:" + "9" * 5000), ("--device must be cpu, cuda or cuda:<number>, got 'cuda:99",)),
+        (("--rule", "greedy", "--temperature", "1"), ("temperature must be 0 under the rule 'greedy', got 1.0",)),
         (("--rule", "hope"), ("--rule must be one of match, greedy, rejection, got 'hope'",)),
         (("--backend", "gpu"), ("--backend must be one of cuda, triton, cpu, reference, got 'gpu'",)),
         (("--backend", "triton"), ("backend must be available, got 'triton': ",)),
@@ -58,7 +70,7 @@ def complains(result, command, *parts):
         (("--batch-file", "x", "--prompt-file", "y"), ("one of --prompt, --prompt-file, --batch-file must be given",)),
         (("left over",), ("unexpected extra argument", "left over")),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+    ids=lambda value: ascii(" ".join(value))[1:60] if isinstance(value, tuple) else None,
 )
 def test_wrong_options_of_generate(specdec, shipped, options, parts):
     complains(specdec("generate", *PROMPT, *options), "generate", *parts)
@@ -97,14 +109,34 @@ def test_prompts_that_are_not_there(specdec, shipped, tmp_path):
         ('{"prompt": "x", "top_k": 1.5}', ("line 1: top_k must be an integer, got 1.5",)),
         ('{"prompt": "x", "seed": true}', ("line 1: seed must be an integer, got true",)),
         ('{"prompt": "x", "temperature": "hot"}', ("line 1: temperature must be a number, got",)),
-        ('{"prompt": "x", "top_p": 2}', ("top_p must be above 0 and at most 1, got 2",)),
+        ('{"prompt": "x"}\n{"prompt": "x", "top_k": 99999999999}', ("line 2: top_k must be at most 2147483647",)),
+        (
+            '{"prompt": "x"}\n{"prompt": "x", "temperature": 1%s}' % ("0" * 400),
+            ("line 2: temperature must be at most",),
+        ),
+        ('{"prompt": "x", "seed": 1%s}' % ("0" * 5000), ("line 1 must be JSON that can be read", "too many digits")),
+        ('{"prompt": "x", "seed": %s' % ("[" * 200_000), ("line 1 must be an object", "nested too deeply")),
+        (
+            '{"prompt": "x"}\n{"prompt": "a\\ud800"}',
+            (r"line 2: prompt must be UTF-8 text, got '\ud800' as character 2",),
+        ),
+        (f'{{"prompt": "x"}}\n{{"prompt": "{"x" * 3000}"}}', ("line 2: prompt must have fewer than 1024 tokens",)),
+        ('{"prompt": "x", "top_p": 2}', ("line 1: top_p must be above 0 and at most 1, got 2",)),
         ('{"prompt": ""}', ("--batch-file line 1 must have at least one token",)),
     ],
+    ids=lambda value: ascii(value)[:60] if isinstance(value, str) else "",
 )
 def test_batch_files(specdec, shipped, tmp_path, content, parts):
     path = tmp_path / "prompts.jsonl"
     path.write_text(content)
     complains(specdec("generate", "--batch-file", path), "generate", *parts)
+
+
+def test_bytes_that_are_no_text(specdec, shipped, tmp_path):
+    complains(specdec("generate", stdin=b"abc\xff"), "generate", "standard input must be UTF-8 text, got: ", "0xff")
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"prompt": "\xff"}')
+    complains(specdec("generate", "--batch-file", path), "generate", f"--batch-file must be UTF-8 text, got {path}: ")
 
 
 def test_batch_file_that_is_not_there(specdec, shipped, tmp_path):
@@ -125,6 +157,91 @@ def change_config(model, **values):
 
 def run(specdec, model):
     return specdec("generate", *PROMPT, "--model", model)
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"architectures": 5}, "architectures must name one of LlamaForCausalLM, "),
+        ({"eos_token_id": {}}, "config.json: eos_token_id must be a token id or a list of them, got {}"),
+        ({"eos_token_id": ["x"]}, "config.json: eos_token_id must be a token id or a list of them, got ['x']"),
+        ({"layer_types": 5}, "layer_types must be a list, got 5"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number, got small"),
+        ({"hidden_size": True}, "hidden_size must be a positive integer, got True"),
+        ({"vocab_size": 10**20}, "vocab_size must be at most 2147483647, got 100000000000000000000"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false, got 'no'"),
+        ({"rope_theta": "x", "rope_parameters": None}, "rope_theta must be a number, got x"),
+        ({"rope_parameters": 5}, "rope_parameters must be an object, got 5"),
+        ({"rope_parameters": None, "rope_scaling": 5}, "rope_scaling must be an object, got 5"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor must be above 0, got 0"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "factor must be a number, got 2"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 10**400}}, "factor must be a number, got 1000"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}},
+            "high_freq_factor must be above low_freq_factor 4, got 4",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 1e9}},
+            "max_position_embeddings times factor must be at most 8388608, got 1.024e+12",
+        ),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 1e308}}, "must be at most 8388608, got 1.79"),
+        ({"max_position_embeddings": 10**9}, "max_position_embeddings must be at most 8388608, got 1e+09"),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
+)
+def test_damaged_configurations(specdec, model, values, part):
+    change_config(model, **values)
+    complains(run(specdec, model), "generate", part)
+
+
+def test_other_damaged_json(specdec, model):
+    (model / "generation_config.json").write_text('{"eos_token_id": {}}')
+    complains(run(specdec, model), "generate", "generation_config.json: eos_token_id must be a token id or a list")
+    (model / "generation_config.json").write_text('{"a": ' + "[" * 200_000)
+    complains(run(specdec, model), "generate", "generation_config.json must be JSON", "nested too deeply")
+    (model / "generation_config.json").unlink()
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": [5]}}')
+    complains(run(specdec, model), "generate", "weight_map must name a file for lm_head.weight, got [5]")
+
+
+def test_memory_of_the_processor(specdec, shipped, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    monkeypatch.setattr(engine, "load_model", fail)
+    complains(specdec("generate", *PROMPT), "generate", "memory must suffice for the model and its cache, got: ")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "part"),
+    [
+        ("generate <&-", "specdec generate: --prompt, --prompt-file or --batch-file must be given"),
+        ("info >&-", "specdec: standard output must be open, got a closed one"),
+        ("info >/dev/full", "specdec: standard output must be writable, got: no space left on device"),
+        ("--help >/dev/full", "specdec: standard output must be writable, got: no space left on device"),
+    ],
+)
+def test_streams_that_are_not_there(redirection, part):
+    program = "from specdec_kernels.cli.main import run; run()"
+    shell = f'exec "$0" -c "$1" {redirection}'
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = ["bash", "-c", shell, sys.executable, program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(part)
+
+
+@pytest.mark.parametrize("command", ["info", "generate"])
+def test_files_that_may_not_be_written(specdec, monkeypatch, tmp_path, command):
+    """They are refused before the work: for root the system refuses nothing, so it is asked in its place."""
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    path = tmp_path / "out.json"
+    said = f"--json must name a file that can be written, got {path}: permission denied"
+    complains(specdec(command, "--json", path), command, said)
+    path.write_text("kept")
+    complains(specdec(command, "--json", path), command, said)
+    assert path.read_text() == "kept"
 
 
 def test_unknown_architecture(specdec, model):
@@ -184,12 +301,6 @@ def test_wrong_options_of_the_demo(specdec, assets):
         (("--device", "tpu"), "--device must be cpu"),
         (("--json", "no/such/x.json"), "--json must name a file in an existing folder"),
         (("--assets", "no/such"), "no/such must hold the models"),
+        (("--max-batch", "0"), "--max-batch must be from 1 to 65536, got 0"),
     ):
         complains(specdec("demo", "--assets", assets, *options), "demo", part)
-
-
-def test_errors_while_working(specdec, assets):
-    """What only the decoder can know comes after the introduction."""
-    for options, part in ((("--max-batch", "0"), "max_batch must be at least 1, got 0"),):
-        result = specdec("demo", "--quick", "--assets", assets, *options)
-        assert result.exit_code == 2 and part in result.stderr.splitlines()[-1]

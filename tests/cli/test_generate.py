@@ -10,6 +10,7 @@ import torch
 
 import specdec_kernels as sk
 from python_ref.decoding import Decoder, Request
+from specdec_kernels import _backend
 from specdec_kernels.cli import engine, generate
 
 from .conftest import PROMPTS, SOURCE
@@ -103,6 +104,23 @@ def test_batch_file(go, tmp_path):
         assert alone.stdout == item["text"]
 
 
+def test_lines_of_a_batch_end_at_newlines_only(go, tmp_path):
+    """JSON lets other line ends of Unicode stand within a text."""
+    prompts = ["a\u2028b", "c\u2029\x85d"]
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes("".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\r\n" for p in prompts).encode())
+    _, written = go("--batch-file", path)
+    assert [item["prompt"] for item in written["outputs"]] == prompts
+
+
+def test_large_numbers_that_mean_something(go, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    line = {"prompt": SOURCE, "top_k": 2**31 - 1, "temperature": 10**30, "max_new_tokens": 10**400, "seed": 10**300}
+    path.write_text(json.dumps(line))
+    _, written = go("--batch-file", path, "--max-batch", 65536, "--drafter", "ngram", "--num-draft", 10**30)
+    assert written["outputs"][0]["finish_reason"] in ("length", "stop")
+
+
 def test_statistics_for_people(go):
     result, written = go("--prompt", SOURCE, "--drafter", "independent", "--stats")
     count = written["statistics"]["new_tokens"]
@@ -111,10 +129,13 @@ def test_statistics_for_people(go):
         assert word in result.stderr
 
 
-def test_the_oracle_gives_the_same_text(go):
+def test_the_oracle_gives_the_same_text(go, monkeypatch):
     fused, _ = go("--prompt", SOURCE, *SAMPLED, "--drafter", "ngram")
     oracle, written = go("--prompt", SOURCE, *SAMPLED, "--drafter", "ngram", "--backend", "reference")
     assert oracle.stdout == fused.stdout and written["backend"] == "reference"
+    monkeypatch.setattr(_backend, "_environment", "reference")
+    _, written = go("--prompt", SOURCE, "--max-new-tokens", 1)
+    assert written["backend"] == "reference"
 
 
 @pytest.mark.parametrize("dtype", engine.DTYPES)

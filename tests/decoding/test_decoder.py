@@ -315,6 +315,8 @@ WRONG = {
     "Request: temperature must be finite and at least 0, got -1.0": lambda model: greedy_request(temperature=-1.0),
     "Request: temperature must be finite and at least 0, got inf": lambda model: greedy_request(temperature=math.inf),
     "Request: temperature must be finite and at least 0, got nan": lambda model: greedy_request(temperature=math.nan),
+    "Request: temperature must be at most 3.403e+38, got 1e+39": lambda model: greedy_request(temperature=1e39),
+    "Request: top_k must be at most 2147483647, got 2147483648": lambda model: greedy_request(top_k=2**31),
     "Request: top_k must be at least 0, got -1": lambda model: greedy_request(top_k=-1),
     "Request: top_p must be above 0 and at most 1, got 0.0": lambda model: greedy_request(top_p=0.0),
     "Request: top_p must be above 0 and at most 1, got 1.5": lambda model: greedy_request(top_p=1.5),
@@ -343,6 +345,9 @@ WRONG = {
     "generate: temperature must be 0 under the rule 'greedy', got 0.5": lambda model: decoder_of(
         model, NgramDrafter(sk), rule="greedy"
     ).generate([greedy_request(temperature=0.5)]),
+    "generate: temperature must be 0 under the rule 'greedy', got 0.25": lambda model: decoder_of(
+        model, None, rule="greedy"
+    ).generate([greedy_request(temperature=0.25)]),
 }
 
 

@@ -92,8 +92,9 @@ def test_the_environment_beats_automatic_alone(value, first):
     assert said.split() == [first, "dispatcher", "reference", "dispatcher"]
 
 
-def test_an_unknown_name_in_the_environment_stops_the_import():
-    error = processes.error_of("import specdec_kernels", SPECDEC_BACKEND="gpu")
+def test_an_unknown_name_in_the_environment_stops_the_first_op():
+    program = "import torch, specdec_kernels as sk\nsk.tree.from_chains(torch.zeros((1, 2), dtype=torch.int64))"
+    error = processes.error_of(program, SPECDEC_BACKEND="gpu")
     assert error == "ValueError: SPECDEC_BACKEND must be one of cuda, triton, cpu, reference, got 'gpu'"
 
 
