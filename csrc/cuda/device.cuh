@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one header of a kernel: the language of CUDA plus launches, shared memory, clusters and counted global memory
+// traffic. The same kernel compiles with nvcc and, with SPECDEC_EMULATED, with a host compiler for the emulator.
+#pragma once
+
+#if defined(SPECDEC_EMULATED)
+#include "../emulator/emulator.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+namespace specdec::cuda {
+
+struct Launch {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;
+  cudaStream_t stream = nullptr;
+  int cluster = 1;  // blocks per cluster, along x
+};
+
+#if defined(SPECDEC_EMULATED)
+
+// Runs the grid before it returns. emulator_last_error() tells more than the code.
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), const Launch& how, A&&... arguments) {
+  return run_emulated(kernel, {how.grid, how.block, how.shared_bytes, how.cluster}, std::forward<A>(arguments)...);
+}
+
+#else
+
+inline constexpr size_t kPlainSharedBytes = 48 * 1024;  // more must be asked for, as must larger clusters than these
+inline constexpr int kPortableCluster = 8;
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), const Launch& how, A&&... arguments) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = how.grid;
+  config.blockDim = how.block;
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = how.stream;
+  config.attrs = &cluster;
+  config.numAttrs = how.cluster > 1 ? 1 : 0;
+  cudaError_t error = cudaSuccess;
+  if (how.shared_bytes > kPlainSharedBytes) {
+    error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
+  }
+  if (error == cudaSuccess && how.cluster > kPortableCluster) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
+  if (error != cudaSuccess) (void)cudaGetLastError();  // it is reported here, and must not be found by others later
+  return error;
+}
+
+// A plain struct laid over the dynamic shared memory, which is all the shared memory that kernels use. Poisoned in the
+// emulator, undefined on a GPU.
+template <class Storage>
+__device__ __forceinline__ Storage& shared_storage() {
+  static_assert(std::is_trivially_copyable_v<Storage> && alignof(Storage) <= 128);
+  extern __shared__ __align__(128) unsigned char specdec_shared_memory[];
+  return *reinterpret_cast<Storage*>(specdec_shared_memory);
+}
+
+// Global memory that is read once: past the first-level cache, in pieces of 16 bytes. Not for memory that the kernel
+// writes.
+template <class T>
+__device__ __forceinline__ T load_once(const T* pointer) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 16 && alignof(T) == 16) {
+    uint4 bits;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+        : "l"(pointer));
+    T value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+#endif
+  return *pointer;
+}
+
+template <class T>
+__device__ __forceinline__ void store(T* pointer, const std::type_identity_t<T>& value) {
+  *pointer = value;
+}
+
+// ---- clusters: of one block where there are none ----
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define SPECDEC_HAS_CLUSTERS 1
+#endif
+
+__device__ __forceinline__ int cluster_rank() {
+#if defined(SPECDEC_HAS_CLUSTERS)
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+#else
+  return 0;
+#endif
+}
+
+__device__ __forceinline__ int cluster_size() {
+#if defined(SPECDEC_HAS_CLUSTERS)
+  int size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+#else
+  return 1;
+#endif
+}
+
+// A barrier of all threads of the cluster. The last one comes after the last use of another block's shared memory:
+// that memory ends with its block.
+__device__ __forceinline__ void cluster_sync() {
+#if defined(SPECDEC_HAS_CLUSTERS)
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+// The same place in the shared memory of the cluster's block of that rank.
+template <class T>
+__device__ __forceinline__ T* cluster_map(T* shared_pointer, int rank) {
+#if defined(SPECDEC_HAS_CLUSTERS)
+  uint64_t address;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(shared_pointer), "r"(rank));
+  return reinterpret_cast<T*>(address);
+#else
+  (void)rank;
+  return shared_pointer;
+#endif
+}
+
+#endif  // SPECDEC_EMULATED
+
+}  // namespace specdec::cuda
