@@ -15,10 +15,22 @@ import specdec_kernels as sk
 
 FUSED = ("cuda", "triton", "cpu")
 
+# Folders whose inputs are too little work for a second thread: on a busy machine threads wait for each other.
+ONE_THREAD = ("agreement", "decoding", "dispatch", "docs", "laws")
+
 # The suite is the same in every run; `--hypothesis-profile soak` looks for new examples.
 hypothesis.settings.register_profile("house", max_examples=1, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("soak", max_examples=5000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def _threads(request):
+    before = torch.get_num_threads()
+    if request.path.parent.name in ONE_THREAD:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_addoption(parser):

@@ -5,20 +5,11 @@ import io
 import re
 
 import pytest
-import torch
 
 from .pages import PAGES, blocks
 
 _PRINT = re.compile(r"^\s*print\(.*\)  # (.*)$", re.MULTILINE)
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)

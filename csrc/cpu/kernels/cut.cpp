@@ -329,7 +329,7 @@ class Filters {
       if (!is_kept(law_.cut, entry.logit, entry.id)) continue;
       law_.ids[law_.count] = entry.id;
       law_.logits[law_.count] = entry.logit;
-      law_.weights[law_.count++] = entry.weight;
+      ++law_.count;
       law_.total += entry.weight;
     }
   }

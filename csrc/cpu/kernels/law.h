@@ -52,11 +52,10 @@ struct Law {
   double total = 0.0;  // of the kept weights
   bool is_short = false;
 
-  // Short: kept entries, by id ascending. Weights relative to the maximum.
+  // Short: kept entries, by id ascending.
   int count = 0;
   int32_t ids[kShort];
   float logits[kShort];
-  float weights[kShort];
 
   // Dense: per block of ids (of a listed source: blocks of the ids, not of the entries).
   std::vector<double> block_mass;
