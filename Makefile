@@ -11,13 +11,15 @@ GPU_ARCH := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/
 CUDA_ARCHS := $(or $(SPECDEC_CUDA_ARCHS),$(GPU_ARCH),90a)
 # A name for what the modules are built for: with another one they are built again.
 BUILT_FOR := $(STAMP)/for-$(if $(GPU_ARCH),gpu,cpu)-$(subst ;,-,$(CUDA_ARCHS))
+# What torch brings where it is built for GPUs.
+TRITON ?= "triton>=3.6"
 # A torch of the system, where there is one that is new enough, is used as it is.
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.metadata as m; v = m.version('torch').split('.'); print(int((int(v[0]), int(v[1])) >= (2, 11)))" 2>/dev/null)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PIP := $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test lint bench test-package test-sanitize test-soak clean
+.PHONY: demo test lint bench gpu-check test-package test-sanitize test-soak clean
 
 demo: $(STAMP)/demo
 	$(BIN)/specdec demo $(DEMO_OPTIONS)
@@ -33,6 +35,10 @@ lint: $(STAMP)/lint
 
 bench: $(STAMP)/demo
 	$(BIN)/specdec bench all $(BENCH_OPTIONS)
+
+# On a machine with a GPU, with what is installed there: builds in place, checks, measures, and downloads nothing.
+gpu-check:
+	$(PYTHON) tests/gpu/check.py $(if $(OUT),--out "$(OUT)") $(GPU_CHECK_OPTIONS)
 
 # Wheel and sdist, built and tested outside the checkout.
 test-package: $(STAMP)/test
@@ -77,11 +83,13 @@ $(STAMP)/demo: $(STAMP)/venv $(BUILT_FOR) $(SOURCES)
 	@SPECDEC_CUDA=$(if $(GPU_ARCH),auto,0) $(BUILD)
 	@touch $@
 
-# The tests build the CUDA module wherever there is an nvcc. The demo has what it needs then, too.
+# The tests build the CUDA module wherever there is an nvcc, and the emulated one, for which CUDA's headers come from
+# packages where there is no toolkit. The demo has what it needs then, too.
+CUDA_HEADERS := $(if $(shell command -v nvcc 2>/dev/null),,nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl)
 $(STAMP)/test: $(STAMP)/venv $(BUILT_FOR) $(SOURCES)
 	@echo "building the kernels, and installing the test tools"
-	@$(PIP) "hypothesis>=6.100" "pytest>=8" "pytest-xdist>=3.5" "scipy>=1.11" "transformers>=4.51"
-	@SPECDEC_CUDA=auto $(BUILD)
+	@$(PIP) "hypothesis>=6.100" "pytest>=8" "pytest-xdist>=3.5" "scipy>=1.11" "transformers>=4.51" $(TRITON) $(CUDA_HEADERS)
+	@SPECDEC_EMULATOR=1 SPECDEC_CUDA=auto $(BUILD)
 	@touch $@ $(STAMP)/demo
 
 $(STAMP)/lint: $(STAMP)/venv

@@ -32,6 +32,7 @@ class CMakeBuild(build_ext):
         arguments = [
             f"-DPython3_EXECUTABLE={sys.executable}",
             f"-DSPECDEC_CUDA={os.environ.get('SPECDEC_CUDA', 'auto')}",
+            f"-DSPECDEC_EMULATOR={os.environ.get('SPECDEC_EMULATOR', '0')}",
         ]
         if "SPECDEC_CUDA_ARCHS" in os.environ:
             arguments.append(f"-DSPECDEC_CUDA_ARCHS={os.environ['SPECDEC_CUDA_ARCHS']}")

@@ -53,6 +53,15 @@ class Case:
         return partial(getattr(getattr(sk, family), function), **self.arguments, **options, backend=backend)
 
 
+def row_reads(op: str, accepted: Sequence[int], nodes: int) -> int:
+    """Rows of logits that a rule must read on chains of ``nodes``: one for each node that it visits.
+
+    ``verify_rejection`` also needs the law of the draft at each visited node that has one.
+    """
+    visited = sum(accepted) + len(accepted)
+    return visited + (sum(min(a + 1, nodes - 1) for a in accepted) if op == "verify_rejection" else 0)
+
+
 def contexts(requests: int) -> Tensor:
     """``[requests]`` int32: the committed tokens of each request."""
     return _CONTEXT + _SPREAD * torch.arange(requests, dtype=torch.int32)
@@ -146,7 +155,7 @@ def _follows(op: str, target: Tensor, sizes: Sizes, decided: Decided, which: str
         status=torch.zeros(sizes.requests, dtype=torch.int32),
     )
     arguments = {"tree": _tree(chains(decided.tokens, accepted, sizes.vocab)), "logits": target}
-    return Case(op, arguments, expected, accepted, row_reads=sum(accepted) + sizes.requests)
+    return Case(op, arguments, expected, accepted, row_reads(op, accepted, sizes.nodes))
 
 
 def greedy(target: Tensor, sizes: Sizes, decided: Decided, which: str) -> Case:
@@ -212,8 +221,7 @@ def rejection(logits: Logits, sizes: Sizes, laws: Laws, which: str) -> Case:
     }
     parts = [found[b] for b in range(sizes.requests)]
     expected = sk.VerifyResult(*(torch.cat([part[i] for part in parts]) for i in range(4)))
-    # The law of a draft is needed at each visited node that has one.
-    reads = 2 * sum(accepted) + sum(1 + (a < sizes.nodes - 1) for a in accepted)
+    reads = row_reads("verify_rejection", accepted, sizes.nodes)
     return Case("verify_rejection", arguments, expected, accepted, reads)
 
 

@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 import python_ref
-from python_ref.models import load_model, load_tokenizer
-from python_ref.models.transformer import causal
 
 ASSETS = Path(python_ref.__file__).resolve().parent / "assets"
 TARGET, DRAFT = "pystdlib-target", "pystdlib-draft"
@@ -127,6 +125,11 @@ def recorded(sizes: Sizes, assets: Path = ASSETS) -> Logits:
             raise MissingData(
                 f"no recorded logits: python_ref/assets/{name} is not there; `python -m python_ref.training all` makes it"
             )
+    try:  # what reads the files is not needed for anything else
+        from python_ref.models import load_model, load_tokenizer
+        from python_ref.models.transformer import causal
+    except ImportError as error:
+        raise MissingData(f"no recorded logits: {error}") from None
     tokenizer = load_tokenizer(assets / TARGET)
     models = [load_model(assets / name, dtype=torch.float32) for name in (TARGET, DRAFT)]
     prompts = json.loads((assets / "prompts.json").read_text(encoding="utf-8"))

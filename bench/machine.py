@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import cache
@@ -56,10 +56,10 @@ def commit() -> str:
     return "unknown" if name is None else name + ("+" if changed else "")
 
 
-def describe() -> dict[str, Any]:
-    """The columns of a row that tell where and when it was measured."""
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """The columns of a row that tell where and when it was measured; ``device`` is ``cpu`` or ``cuda``."""
     return {
-        "device": processor(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
@@ -69,10 +69,11 @@ def describe() -> dict[str, Any]:
     }
 
 
-def file_name(family: str, machine: dict[str, Any]) -> str:
-    """Name of a result file: family, processor, threads and date, without anything else about the machine."""
-    device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
-    return f"{family}-{device}-{machine['threads']}t-{machine['date']}.csv"
+def file_name(family: str, machine: Mapping[str, Any], device: str = "cpu") -> str:
+    """Name of a result file: family, processor with its threads or GPU, and date, without anything else about the machine."""
+    name = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
+    threads = "" if device == "cuda" else f"-{machine['threads']}t"
+    return f"{family}-{name}{threads}-{machine['date']}.csv"
 
 
 @cache

@@ -9,10 +9,10 @@ from typing import Any
 
 from .machine import Bandwidth
 from .rows import Goal, Row
-from .runner import Outcome, Timing
+from .runner import Outcome, Stopwatch, Timing
 
-#: Names of the baselines; ``speedup_over_eager`` and ``speedup_over_compile`` are over these.
-EAGER, COMPILE = "eager", "compile"
+#: Names of the baselines and of the peer; ``speedup_over_eager`` and the like are over these.
+EAGER, COMPILE, FLASHINFER = "eager", "compile", "flashinfer"
 
 
 def _nothing() -> None:
@@ -25,11 +25,13 @@ class Setting:
 
     Attributes:
         machine: the columns of :func:`bench.machine.describe`.
-        bandwidth: of the memory of this machine.
+        bandwidth: of the memory of this machine, or of the GPU.
         quick: whether to measure only what the goals are set for.
         repeats: samples of each variant.
         budget_s: seconds for the samples of one variant, see :func:`bench.runner.counts`.
         backends: of the ops.
+        device: where the tensors lie, ``cpu`` or ``cuda``.
+        stopwatch: how a sample is taken; None: by the clock of the processor.
         tick: called from time to time: progress.
     """
 
@@ -39,6 +41,8 @@ class Setting:
     repeats: int = 30
     budget_s: float = 3.0
     backends: tuple[str, ...] = ("cpu",)
+    device: str = "cpu"
+    stopwatch: Stopwatch | None = None
     tick: Callable[[], None] = field(default=_nothing)
 
 
@@ -78,6 +82,7 @@ def rows_of(
             row.units = _ratio(row.time_us, times.get(unit or ""))
             row.speedup_over_eager = _ratio(times.get(EAGER), row.time_us)
             row.speedup_over_compile = _ratio(times.get(COMPILE), row.time_us)
+            row.speedup_over_flashinfer = _ratio(times.get(FLASHINFER), row.time_us)
         else:
             row.note = outcome.reason
         made.append(row)

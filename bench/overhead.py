@@ -2,6 +2,7 @@
 
 That is validation in Python, the allocation of the results, the dispatcher, the launcher's checks and a kernel with next to
 nothing to do. Two variants per op: the public function as it is called, and with ``out=`` (results made by an earlier call).
+On a GPU it is the time until the call returns, with a launch in the queue and nothing waited for.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import torch
 
 import python_ref.ops as oracle
 import specdec_kernels as sk
+from specdec_kernels._schema import BY_NAME
 
 from . import cases, contest, gates
 from .cases import Case, Laws
 from .data import Sizes, normal
 from .measured import Setting, judge, rows_of
+from .placing import Placed
 from .rows import Goal, Row
-from .runner import Variant, measure
+from .runner import Outcome, Variant, measure
 
 FAMILY = "overhead"
 
@@ -70,7 +73,7 @@ def _variants(setting: Setting, made: list[Case]) -> list[Variant]:
     variants = [Variant(contest.UNIT, variant.call, variant.check, _INNER) for variant in variants]
     for case in made:
         gate = gates.of_case(case)
-        for backend in setting.backends:
+        for backend in _present(setting, case):
             name = f"{case.op} {backend}"
             variants.append(Variant(name, case.call(backend), gate, _INNER))
             try:
@@ -81,12 +84,38 @@ def _variants(setting: Setting, made: list[Case]) -> list[Variant]:
     return variants
 
 
+def _present(setting: Setting, case: Case) -> list[str]:
+    """The backends that take part; on a GPU those that serve the op."""
+    absent = contest.unavailable(case.op, setting.backends) if setting.device == "cuda" else {}
+    return [backend for backend in setting.backends if backend not in absent]
+
+
+def _on_device(setting: Setting, made: list[Case]) -> list[Case]:
+    """The cases of the ops that a backend of the device could ever serve, with their tensors there."""
+    if setting.device == "cpu":
+        return made
+    place = Placed(TINY.requests, TINY.requests, setting.device)
+    return [place.case(case) for case in made if set(setting.backends) & set(BY_NAME[case.op].backends)]
+
+
 def groups(setting: Setting) -> Iterator[list[Row]]:
     """All ops in turns, and ``torch.amax`` of one tiny row as the unit."""
     setting.tick()
-    made = tiny_cases()
+    made = _on_device(setting, tiny_cases())
     setting.tick()
-    outcomes = measure(_variants(setting, made), repeats=setting.repeats, budget_s=setting.budget_s, tick=setting.tick)
+    outcomes: dict[str, Outcome] = dict(
+        measure(
+            _variants(setting, made),
+            repeats=setting.repeats,
+            budget_s=setting.budget_s,
+            prepare=(lambda _: torch.cuda.synchronize()) if setting.device == "cuda" else None,
+            tick=setting.tick,
+        )
+    )
+    if setting.device == "cuda":
+        for case in made:
+            absent = contest.unavailable(case.op, setting.backends)
+            outcomes |= {f"{case.op} {backend}": reason for backend, reason in absent.items()}
     rows: list[Row] = []
     for case in made:
         names = {

@@ -79,6 +79,17 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
 }
 _LEFT = frozenset({"op", "case", "drafts", "variant"})
 
+_GPU_VERIFY: tuple[Column, ...] = (
+    ("op", lambda row: _op(row).removeprefix("verify.")),
+    ("case", lambda row: row.case if row.accepted == "half" else f"{row.case}, {row.accepted}"),
+    ("variant", lambda row: row.variant),
+    ("time", lambda row: duration(row.time_us)),
+    ("copy", lambda row: _share(row.share_of_copy)),
+    ("eager", lambda row: _times(row.speedup_over_eager)),
+    ("compile", lambda row: _times(row.speedup_over_compile)),
+    ("goal", _goal),
+)
+
 _LEGEND = {
     "verify": "drafts: which of them are accepted. amax: time in units of torch.amax over all rows, and so the goal. "
     "eager, compile: speed-up over the same in PyTorch. kB: memory beyond the inputs.",
@@ -88,29 +99,37 @@ _LEGEND = {
     "Goals in microseconds.",
 }
 
+_GPU_LEGEND = (
+    "Half of the drafts are accepted, or what the case says. copy: needed bytes per time over the copy bandwidth. eager, "
+    "compile: speed-up over the same in PyTorch. Goals: a share of the copy bandwidth, below 64 MB microseconds."
+)
 
-def tables(family: str, rows: Sequence[Row], backends: Sequence[str]) -> list[RenderableType]:
+
+def tables(family: str, rows: Sequence[Row], backends: Sequence[str], device: str = "cpu") -> list[RenderableType]:
     """The rows of backends with their goals, a table for each dtype and kind of data, and what the columns mean.
 
     They fit 80 columns: that is what a log has.
     """
+    on_gpu = (family, device) == ("verify", "cuda")
+    columns = _GPU_VERIFY if on_gpu else _COLUMNS[family]
     parts: dict[str, list[Row]] = {}
     for row in of_backends(rows, backends):
-        title = ", ".join(part for part in (row.dtype, row.data, row.shape if family == "linear" else None) if part)
+        shape = row.shape if on_gpu or family == "linear" else None
+        title = ", ".join(part for part in (row.dtype, row.data, shape) if part)
         parts.setdefault(title, []).append(row)
     made: list[RenderableType] = []
     for title, part in parts.items():
-        made += [Text(title, style="bold"), _table(family, part), Text("")]
-    return [*made, Text(_LEGEND[family], style="dim")]
+        made += [Text(title, style="bold"), _table(columns, part), Text("")]
+    return [*made, Text(_GPU_LEGEND if on_gpu else _LEGEND[family], style="dim")]
 
 
-def _table(family: str, rows: Sequence[Row]) -> Table:
+def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
     made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for name, _ in _COLUMNS[family]:
+    for name, _ in columns:
         made.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=True)
     made.add_column("met", no_wrap=True)
     for row in rows:
-        made.add_row(*(Text(show(row)) for _, show in _COLUMNS[family]), _verdict(row))
+        made.add_row(*(Text(show(row)) for _, show in columns), _verdict(row))
     return made
 
 
@@ -125,13 +144,13 @@ def _verdict(row: Row) -> Text:
     return Text("yes", style="green") if row.met else Text("no", style="bold red")
 
 
-def conclusions(rows: Sequence[Row], backends: Sequence[str]) -> list[str]:
+def conclusions(rows: Sequence[Row], backends: Sequence[str], device: str = "cpu") -> list[str]:
     """What is to be said under the tables: goals met and missed, notes, and whether the machine was busy."""
     judged = [row for row in rows if row.met is not None]
     missed = [row for row in judged if not row.met]
     said = [f"{len(judged) - len(missed)} of {len(judged)} rows with goals meet them."] if judged else []
     for row in missed:
-        said.append(f"missed: {_name(row)}: {row.reached} (goal {row.goal})")
+        said.append(f"missed: {_name(row, device)}: {row.reached} (goal {row.goal})")
     ours = {id(row) for row in of_backends(rows, backends)}
     notes: dict[str, list[Row]] = {}
     for row in rows:
@@ -139,14 +158,16 @@ def conclusions(rows: Sequence[Row], backends: Sequence[str]) -> list[str]:
             notes.setdefault(row.note, []).append(row)
     for note, noted in notes.items():
         said.append(
-            f"{_name(noted[0])}, {noted[0].variant}: {note}" if len(noted) == 1 else f"{len(noted)} rows: {note}"
+            f"{_name(noted[0], 'cpu')}, {noted[0].variant}: {note}" if len(noted) == 1 else f"{len(noted)} rows: {note}"
         )
     load = max((row.load or 0.0 for row in rows), default=0.0)
-    if load > 0.5:
+    if load > 0.5 and device == "cpu":
         said.append(f"Other processes were running (load {load:g} at the start): the times say little.")
     return said
 
 
-def _name(row: Row) -> str:
+def _name(row: Row, device: str) -> str:
+    """Which row it is; on a GPU there are several backends and shapes."""
     parts = (_op(row), row.case, row.dtype, row.data, row.accepted)
-    return ", ".join(part for part in parts if part)
+    more = (row.shape, row.variant) if device == "cuda" else ()
+    return ", ".join(part for part in (*parts, *more) if part)

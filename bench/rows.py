@@ -15,6 +15,7 @@ _UNITS = {
     "time_us": "us",
     "gb_per_s": "GB/s",
     "share_of_read": "of read bandwidth",
+    "share_of_copy": "of copy bandwidth",
     "ratio_to_one_row": "x one row",
     "extra_bytes": "bytes extra",
 }
@@ -68,15 +69,16 @@ class Row:
         units: median time over the median time of the unit.
         speedup_over_eager: median time of the eager baseline over that of this row.
         speedup_over_compile: the same for the compiled baseline.
+        speedup_over_flashinfer: the same for the peer of that name.
         ratio_to_one_row: median time over the best median time of one row.
-        extra_bytes: memory that a call needs beyond its inputs.
+        extra_bytes: memory that a call needs beyond its inputs, results included.
         goal: the goals of the row, as text.
         reached: the values of the goals' metrics, as text.
         met: whether all goals are met.
         note: why there is no time, or what else must be known.
         copy_gb_per_s: copy bandwidth of the machine, bytes read and written.
         read_gb_per_s: read bandwidth of the machine.
-        device: name of the processor.
+        device: name of the processor, or of the GPU.
         threads: of torch.
         load: processes that wanted to run in the last minute, at the start.
         torch: version.
@@ -106,6 +108,7 @@ class Row:
     units: float | None = None
     speedup_over_eager: float | None = None
     speedup_over_compile: float | None = None
+    speedup_over_flashinfer: float | None = None
     ratio_to_one_row: float | None = None
     extra_bytes: int | None = None
     goal: str | None = None

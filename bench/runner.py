@@ -37,6 +37,10 @@ class Variant:
     inner: int = 1
 
 
+#: Takes one sample of a variant: nanoseconds per call.
+Stopwatch = Callable[[Variant], float]
+
+
 class Timing(NamedTuple):
     """Samples of one variant: nanoseconds per call, in the order in which they were taken."""
 
@@ -100,6 +104,7 @@ def measure(
     budget_s: float = 3.0,
     prepare: Callable[[Variant], object] | None = None,
     clock: Clock = time.perf_counter_ns,
+    stopwatch: Stopwatch | None = None,
     tick: Callable[[], object] | None = None,
     seed: int = 0,
 ) -> dict[str, Outcome]:
@@ -111,6 +116,7 @@ def measure(
         budget_s: see :func:`counts`.
         prepare: called with the variant before each of its samples, untimed: it brings caches into a known state.
         clock: nanoseconds.
+        stopwatch: takes a sample in another way than by the clock.
         tick: called between rounds, untimed: progress.
         seed: of the order of the variants within a round.
 
@@ -136,6 +142,8 @@ def measure(
     def sample(variant: Variant) -> float:
         if prepare is not None:
             prepare(variant)
+        if stopwatch is not None:
+            return stopwatch(variant)
         call = variant.call
         if variant.inner == 1:
             start = clock()

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import cases, contest, memory
 from .baselines import unit as read_all
 from .cases import Case, Decided, Laws
+from .contest import Baseline
 from .data import ACCEPTED, NORMAL, RECORDED, Logits, MissingData, Sizes, normal, recorded
 from .measured import Setting, add_note, judge, refused, rows_of
 from .rows import Goal, Row
@@ -34,7 +35,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: The batch on which the extra memory is measured once more: it must not grow with the vocabulary.
 LARGE = Sizes(requests=2, nodes=8, vocab=1 << 20)
 
-_HALF = "half"
+#: Where the goals hold, and the baselines take part.
+HALF = "half"
 
 
 class Part(NamedTuple):
@@ -66,7 +68,9 @@ class Part(NamedTuple):
 
 
 _T1, _TOP_P, _TOP_K = "T=1", "T=1, top-p 0.9", "T=1, top-k 50"
-_SETTINGS: dict[str, dict[str, Any]] = {
+
+#: Settings of ``Sampling.of`` by their names in the column ``case``.
+SETTINGS: dict[str, dict[str, Any]] = {
     _T1: {"temperature": 1.0},
     _TOP_P: {"temperature": 1.0, "top_p": 0.9},
     _TOP_K: {"temperature": 1.0, "top_k": 50},
@@ -74,21 +78,21 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 PARTS = (
     Part("verify_greedy", "T=0", {"temperature": 0.0}, 0.8),
-    Part("verify_match", _T1, _SETTINGS[_T1], 2.0),
-    Part("verify_match", _TOP_P, _SETTINGS[_TOP_P], 4.0),
-    Part("verify_match", _TOP_K, _SETTINGS[_TOP_K], 4.0),
-    Part("verify_rejection", _T1, _SETTINGS[_T1], 2.5),
-    Part("verify_rejection", _TOP_P, _SETTINGS[_TOP_P], 2.5),
-    Part("sample_sample", _T1, _SETTINGS[_T1]),
-    Part("sample_sample", _TOP_P, _SETTINGS[_TOP_P]),
-    Part("sample_sample", _TOP_K, _SETTINGS[_TOP_K]),
-    Part("sample_draft", f"{_T1}, 1 draft", _SETTINGS[_T1]),
-    Part("sample_draft", f"{_T1}, 4 drafts", _SETTINGS[_T1], num=4),
+    Part("verify_match", _T1, SETTINGS[_T1], 2.0),
+    Part("verify_match", _TOP_P, SETTINGS[_TOP_P], 4.0),
+    Part("verify_match", _TOP_K, SETTINGS[_TOP_K], 4.0),
+    Part("verify_rejection", _T1, SETTINGS[_T1], 2.5),
+    Part("verify_rejection", _TOP_P, SETTINGS[_TOP_P], 2.5),
+    Part("sample_sample", _T1, SETTINGS[_T1]),
+    Part("sample_sample", _TOP_P, SETTINGS[_TOP_P]),
+    Part("sample_sample", _TOP_K, SETTINGS[_TOP_K]),
+    Part("sample_draft", f"{_T1}, 1 draft", SETTINGS[_T1]),
+    Part("sample_draft", f"{_T1}, 4 drafts", SETTINGS[_T1], num=4),
 )
 
 
 def _outcomes(part: Part, quick: bool) -> tuple[str | None, ...]:
-    return part.outcomes if not quick else tuple(which for which in part.outcomes if which in (_HALF, None))
+    return part.outcomes if not quick else tuple(which for which in part.outcomes if which in (HALF, None))
 
 
 def count(setting: Setting) -> int:
@@ -130,7 +134,8 @@ def groups(setting: Setting, sizes: Sizes | None = None, large: Sizes = LARGE) -
             yield _memory_only(setting, part, normal(large).to(torch.bfloat16), large)
 
 
-def _columns(part: Part, dtype: str, data: str, which: str | None, sizes: Sizes) -> dict[str, Any]:
+def columns_of(part: Part, dtype: str, data: str, which: str | None, sizes: Sizes) -> dict[str, Any]:
+    """What all rows of a case have in common."""
     shape = str(sizes) if part.op.startswith("verify") else f"{sizes.requests} rows, V={sizes.vocab:,}"
     named = {"family": FAMILY, "op": part.op, "case": part.label, "dtype": dtype, "data": data}
     return named | {"accepted": which, "shape": shape}
@@ -140,10 +145,10 @@ def _absent(setting: Setting, sizes: Sizes, reason: str) -> Iterator[list[Row]]:
     for dtype in DTYPES:
         for part in PARTS:
             for which in part.outcomes:
-                yield refused(setting, _columns(part, dtype, RECORDED, which, sizes), reason)
+                yield refused(setting, columns_of(part, dtype, RECORDED, which, sizes), reason)
 
 
-class _Shared:
+class Shared:
     """What the cases of one part have in common, made when it is first needed."""
 
     def __init__(self, part: Part, logits: Logits, sizes: Sizes) -> None:
@@ -175,18 +180,22 @@ class _Shared:
         make = cases.greedy if part.op == "verify_greedy" else cases.match
         return make(target, self.sizes, self.decided, which)
 
-    def baselines(self, case: Case, compiled: bool) -> list[Variant]:
-        """The same in PyTorch."""
+    def variants(self, case: Case, compiled: bool) -> list[Variant]:
+        """The same in PyTorch, as it takes part on the CPU."""
+        if self.part.num > 1:
+            return contest.draft(self.logits.target, self.laws, self.part.num, compiled)
+        return contest.variants(self.baselines(case), compiled)
+
+    def baselines(self, case: Case) -> list[Baseline]:
+        """The same in PyTorch, where half of the drafts are accepted or there are none."""
         part, target = self.part, self.logits.target
         if part.op == "verify_greedy":
-            return contest.greedy(target, self.decided.tokens, _HALF, self.sizes, compiled)
+            return contest.greedy(target, self.decided.tokens, HALF, self.sizes)
         if part.op == "verify_match":
-            return contest.match(target, self.laws, _HALF, self.sizes, compiled)
+            return contest.match(target, self.laws, HALF, self.sizes)
         if part.op == "verify_rejection":
-            return contest.rejection(case, self.logits, self.laws, self.sizes, compiled)
-        if part.num > 1:
-            return contest.draft(target, self.laws, part.num, compiled)
-        return contest.sample(target, self.laws, compiled)
+            return contest.rejection(case, self.logits, self.laws, self.sizes)
+        return contest.sample(target, self.laws)
 
     @property
     def read(self) -> tuple[Tensor, ...]:
@@ -198,10 +207,10 @@ class _Shared:
 def _of_part(
     setting: Setting, part: Part, logits: Logits, dtype: str, sizes: Sizes, note: str | None
 ) -> Iterator[list[Row]]:
-    shared = _Shared(part, logits, sizes)
+    shared = Shared(part, logits, sizes)
     for which in _outcomes(part, setting.quick):
-        columns = _columns(part, dtype, logits.data, which, sizes)
-        goals = part.goals if which == _HALF else []
+        columns = columns_of(part, dtype, logits.data, which, sizes)
+        goals = part.goals if which == HALF else []
         try:
             rows = _measured(setting, shared, which, columns)
         except RuntimeError as error:  # the data do not allow such an outcome
@@ -212,13 +221,13 @@ def _of_part(
         yield rows
 
 
-def _measured(setting: Setting, shared: _Shared, which: str | None, columns: dict[str, Any]) -> list[Row]:
+def _measured(setting: Setting, shared: Shared, which: str | None, columns: dict[str, Any]) -> list[Row]:
     setting.tick()
     case = shared.case(which)
     setting.tick()
     variants = [*contest.backends(case, setting.backends), contest.unit(*shared.read)]
-    if which in (_HALF, None):
-        variants += shared.baselines(case, compiled=not setting.quick)
+    if which in (HALF, None):
+        variants += shared.variants(case, compiled=not setting.quick)
     read = partial(read_all, *shared.read)
     outcomes = measure(
         variants,
@@ -231,7 +240,7 @@ def _measured(setting: Setting, shared: _Shared, which: str | None, columns: dic
     needed = {variant.name: case.row_reads * row_bytes for variant in variants}
     needed[contest.UNIT] = sum(rows.shape[0] for rows in shared.read) * row_bytes
     rows = rows_of(setting, outcomes, columns, needed=needed, unit=contest.UNIT)
-    if which in (_HALF, None):
+    if which in (HALF, None):
         _measure_memory(setting, rows, case)
     return rows
 
@@ -249,10 +258,10 @@ def _measure_memory(setting: Setting, rows: list[Row], case: Case) -> None:
 
 def _memory_only(setting: Setting, part: Part, logits: Logits, sizes: Sizes) -> list[Row]:
     """Rows without a time: the extra memory at a vocabulary that is larger than any."""
-    columns = _columns(part, "bfloat16", logits.data, _HALF, sizes) | {"case": f"{part.label}, memory alone"}
+    columns = columns_of(part, "bfloat16", logits.data, HALF, sizes) | {"case": f"{part.label}, memory alone"}
     setting.tick()
     try:
-        case = _Shared(part, logits, sizes).case(_HALF)
+        case = Shared(part, logits, sizes).case(HALF)
     except RuntimeError as error:
         return refused(setting, columns, f"not measured: {error}", [EXTRA_BYTES])
     rows = [Row(variant=backend, **columns, **setting.machine) for backend in setting.backends]

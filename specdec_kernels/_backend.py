@@ -3,6 +3,7 @@ Nothing falls back silently."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from ._schema import BY_NAME, OPS
 _T = TypeVar("_T")
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
+#: For tests: the CUDA kernels, run by the CPU.
+DEVELOPMENT = ("emulated",)
 
 _NO_DEVICE = "no CUDA device, or torch was built without CUDA"
 
@@ -28,7 +31,7 @@ class BackendUnavailableError(RuntimeError):
 
 
 def _check_name(backend: str) -> str:
-    if backend not in BACKENDS:
+    if backend not in BACKENDS + DEVELOPMENT:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     return backend
 
@@ -57,14 +60,21 @@ def use_backend(backend: str) -> Iterator[None]:
         _override.remove(entry)
 
 
+def has_op(op: str, backend: str) -> bool:
+    """Whether a backend is meant to serve an op."""
+    return ("cuda" if backend == "emulated" else backend) in BY_NAME[op].backends
+
+
 def _why_not(op: str, backend: str) -> str | None:
     """None if this installation can serve the op on the backend, else the reason."""
-    if backend not in BY_NAME[op].backends:
+    if not has_op(op, backend):
         return "the op exists on " + ", ".join(BY_NAME[op].backends) + " only"
     if backend == "reference":
         return None
     if backend == "triton":
-        return "this version has no Triton kernels"
+        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
+    if backend == "emulated":
+        return None if _library.EMULATED is None else f"module specdec_kernels._C_emulated is {_library.EMULATED}"
     module, key = ("_C", "CPU") if backend == "cpu" else ("_C_cuda", "CUDA")
     reason = _library.MODULES[module]
     if reason is not None:
@@ -76,8 +86,17 @@ def _why_not(op: str, backend: str) -> str | None:
 
 # Nothing is asked of a device here: a process that imports the package may still fork.
 _REASONS: dict[tuple[str, str], str | None] = {
-    (op.name, backend): _why_not(op.name, backend) for op in OPS for backend in BACKENDS
+    (op.name, backend): _why_not(op.name, backend) for op in OPS for backend in BACKENDS + DEVELOPMENT
 }
+
+
+def why_not(op: str, backend: str) -> str | None:
+    """None if a backend can serve an op on this machine, else the reason why not."""
+    reason = _REASONS[op, backend]
+    on_gpu = backend == "cuda" or (backend == "triton" and not _library.triton_is_interpreted())
+    if reason is None and on_gpu and not torch.cuda.is_available():
+        return _NO_DEVICE
+    return reason
 
 
 def available_backends(op: str) -> dict[str, str | None]:
@@ -91,10 +110,7 @@ def available_backends(op: str) -> dict[str, str | None]:
     """
     if op not in BY_NAME:
         raise ValueError(f"available_backends: op must be one of {', '.join(BY_NAME)}, got {op!r}")
-    reasons = {backend: _REASONS[op, backend] for backend in BACKENDS}
-    if reasons["cuda"] is None and not torch.cuda.is_available():
-        reasons["cuda"] = _NO_DEVICE
-    return reasons
+    return {backend: why_not(op, backend) for backend in BACKENDS}
 
 
 def _unavailable(op: str, backend: str, reason: str) -> BackendUnavailableError:
@@ -102,14 +118,21 @@ def _unavailable(op: str, backend: str, reason: str) -> BackendUnavailableError:
     return BackendUnavailableError(f"{public}: backend must be available, got {backend!r}: {reason}")
 
 
+def _device_of(backend: str) -> str:
+    """The type of the device whose tensors a backend with kernels takes."""
+    if backend == "triton":
+        return "cpu" if _library.triton_is_interpreted() else "cuda"
+    return "cuda" if backend == "cuda" else "cpu"
+
+
 def _choose(op: str, backend: str | None, device: str) -> str:
     chosen = backend if backend is not None else _override[-1][0] if _override else _environment
     if chosen is not None:
-        if chosen == _environment and chosen not in BACKENDS:
+        if chosen == _environment and chosen not in BACKENDS + DEVELOPMENT:
             raise ValueError(f"SPECDEC_BACKEND must be one of {', '.join(BACKENDS)}, got {chosen!r}")
         reason = _REASONS[op, _check_name(chosen)]
-        if reason is None and chosen in ("cpu", "cuda") and device != chosen:
-            no_gpu = (chosen, device) == ("cuda", "cpu") and not torch.cuda.is_available()
+        if reason is None and chosen != "reference" and device != _device_of(chosen):
+            no_gpu = (_device_of(chosen), device) == ("cuda", "cpu") and not torch.cuda.is_available()
             reason = _NO_DEVICE if no_gpu else f"the tensors are on {device}"
         if reason is not None:
             raise _unavailable(op, chosen, reason)
@@ -140,14 +163,15 @@ def run(
     if not plain:
         check()
     chosen = _choose(op, backend, anchor.device.type)  # type: ignore[attr-defined]
-    if chosen == "reference":
+    if chosen in ("reference", "triton"):
         if plain:
             check()
-        return launch(reference(op))
+        return launch(reference(op) if chosen == "reference" else _library.overload(op, chosen))
+    kernel = _library.overload(op, chosen)
     if not plain:
-        return launch(_library.OVERLOADS[op])
+        return launch(kernel)
     try:
-        return launch(_library.OVERLOADS[op])
+        return launch(kernel)
     except Exception as error:
         refused = error
     check()

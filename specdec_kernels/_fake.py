@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import _library  # noqa: F401  (defines the ops)
+from ._library import NAMESPACES
 from ._schema import OPS
 
 
@@ -17,5 +17,6 @@ def _writes_only(*arguments: Any) -> None:
         raise RuntimeError(f"all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")
 
 
-for _op in OPS:
-    torch.library.register_fake(f"specdec::{_op.name}", _writes_only)
+for _space in dict.fromkeys(NAMESPACES.values()):
+    for _op in OPS:
+        torch.library.register_fake(f"{_space}::{_op.name}", _writes_only)

@@ -11,9 +11,9 @@ import hypothesis
 import pytest
 import torch
 
-import specdec_kernels as sk
+from specdec_kernels import _backend
 
-FUSED = ("cuda", "triton", "cpu")
+FUSED = ("cuda", "triton", "cpu", "emulated")
 
 # Folders whose inputs are too little work for a second thread: on a busy machine threads wait for each other.
 ONE_THREAD = ("agreement", "decoding", "dispatch", "docs", "laws")
@@ -53,9 +53,9 @@ def pytest_generate_tests(metafunc):
         return
     chosen = metafunc.config.getoption("--backend")
     if chosen is None:
-        served = {b for b in FUSED if all(sk.available_backends(op)[b] is None for op in ops)}
+        served = {b for b in FUSED if all(_backend.why_not(op, b) is None for op in ops)}
         chosen = [b for b in FUSED if b in served | {"cpu"}]
-    metafunc.parametrize("backend", chosen)
+    metafunc.parametrize("backend", [b for b in chosen if all(_backend.has_op(op, b) for op in ops)])
 
 
 def pytest_collection_modifyitems(config, items):

@@ -73,12 +73,16 @@ struct CheckedSignature {
   static std::string text() { return Signature<Function>::text(); }
 };
 
+template <class Schema, class... Parameters>
+std::string text_of(void (*)(Parameters...)) {
+  return CheckedSignature<Schema, void(Parameters...)>::text();
+}
+
 }  // namespace specdec::binding
 
-#define SPECDEC_IMPL(library, op, function)                                                                          \
-  do {                                                                                                               \
-    ::specdec::binding::signatures() +=                                                                              \
-        std::string(#op) + ::specdec::binding::CheckedSignature<::specdec::schema::op, decltype(function)>::text() + \
-        "\n";                                                                                                        \
-    (library).impl(#op, TORCH_BOX(&function));                                                                       \
+#define SPECDEC_IMPL(library, op, function)                                                      \
+  do {                                                                                           \
+    ::specdec::binding::signatures() +=                                                          \
+        std::string(#op) + ::specdec::binding::text_of<::specdec::schema::op>(&function) + "\n"; \
+    (library).impl(#op, TORCH_BOX(&function));                                                   \
   } while (0)

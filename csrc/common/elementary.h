@@ -27,7 +27,7 @@ SPECDEC_SHARED uint64_t bits_of_double(double value) {
 }
 
 // exp(x) for x <= 0; 0 below -745.2, for -inf and for NaN.
-SPECDEC_SHARED double exp_double(double x) {
+SPECDEC_SHARED_CALL double exp_double(double x) {
   if (!(x > -745.2)) return 0.0;
   const int32_t n = static_cast<int32_t>(x * kLog2E - 0.5);
   const double r = (x - n * kLn2High) - n * kLn2Low;  // |r| <= 0.35
@@ -50,7 +50,7 @@ SPECDEC_SHARED double exp_double(double x) {
 }
 
 // log(x) for normal x > 0.
-SPECDEC_SHARED double log_double(double x) {
+SPECDEC_SHARED_CALL double log_double(double x) {
   const uint64_t bits = bits_of_double(x);
   int32_t n = static_cast<int32_t>(bits >> 52) - 1023;
   double m = double_from_bits((bits & 0xfffffffffffffull) | 0x3ff0000000000000ull);

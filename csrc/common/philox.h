@@ -52,7 +52,7 @@ SPECDEC_SHARED Place make_place(int64_t seed, int64_t position, Stream stream, i
            static_cast<uint32_t>(node) << 8 | static_cast<uint32_t>(draw)}};
 }
 
-SPECDEC_SHARED PhiloxWords words_at(const Place& place, uint32_t index) {
+SPECDEC_SHARED_CALL PhiloxWords words_at(const Place& place, uint32_t index) {
   return philox(index, place.counter[0], place.counter[1], place.counter[2], place.key[0], place.key[1]);
 }
 

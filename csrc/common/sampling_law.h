@@ -95,7 +95,7 @@ SPECDEC_SHARED double weight_of(float logit, float max, float temperature) {
 
 // min-p keeps weights >= min_p. The weight grows with the logit, so that is a smallest logit, found by bisection over
 // the floats. The best id stays, whatever min_p is.
-SPECDEC_SHARED Cut min_p_cut(float max, float temperature, float min_p, int64_t best_id) {
+SPECDEC_SHARED_CALL Cut min_p_cut(float max, float temperature, float min_p, int64_t best_id) {
   if (min_p > 1.0f) return {max, best_id};
   int32_t low = ordered(-kLargest) - 1, high = ordered(max);  // high is kept, low is not
   while (static_cast<int64_t>(high) - low > 1) {

@@ -64,8 +64,8 @@ SPECDEC_SHARED int32_t end_of(const TreeView& tree, const RequestNodes& nodes, i
 
 // The next child of `node` whose token is in [0, vocab), from local index `at` on (node + 1, or the end of a child);
 // the end of the node's subtree if there is none.
-SPECDEC_SHARED int32_t present_child(const TreeView& tree, const RequestNodes& nodes, int32_t node, int32_t at,
-                                     int64_t vocab) {
+SPECDEC_SHARED_CALL int32_t present_child(const TreeView& tree, const RequestNodes& nodes, int32_t node, int32_t at,
+                                          int64_t vocab) {
   const int32_t end = end_of(tree, nodes, node);
   while (at < end) {
     const int64_t token = tree.tokens[nodes.first + at];
@@ -77,7 +77,8 @@ SPECDEC_SHARED int32_t present_child(const TreeView& tree, const RequestNodes& n
 
 // The first present child of a node that holds `token`; -1 if there is none. Local indices. `count` bounds the subtree
 // of a root that stands alone.
-SPECDEC_SHARED int32_t child_with_token(const TreeView& tree, const RequestNodes& nodes, int32_t node, int64_t token) {
+SPECDEC_SHARED_CALL int32_t child_with_token(const TreeView& tree, const RequestNodes& nodes, int32_t node,
+                                             int64_t token) {
   const int32_t end = end_of(tree, nodes, node);
   for (int32_t child = node + 1; child < end; child = tree.ends[nodes.first + child]) {
     if (tree.tokens[nodes.first + child] == token) return child;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every verification rule is given and writes, as raw pointers, and the mask of allowed ids.
+// What the verification rules are given and write, as raw pointers, and the mask of allowed ids.
 #pragma once
 
 #include <cstdint>
 
+#include "sampling_law.h"
 #include "tree_view.h"
 #include "views.h"
 
@@ -71,6 +72,28 @@ struct VerifyCall {
     return asked < most ? asked : most;
   }
   SPECDEC_HD int64_t row_of(int64_t owner) const { return rows ? rows[owner] : owner; }
+};
+
+enum class Rule : int32_t { greedy, match, rejection };
+
+struct VerifyParams {
+  VerifyCall call;
+  Rule rule = Rule::greedy;
+  SamplingView sampling;   // not for greedy: there every request is at temperature 0
+  IndexView context_lens;  // [batch]; not for greedy
+  // Of rejection alone.
+  RowsView draft_logits;  // null: all drafts are deterministic
+  SamplingView draft_sampling;
+  IndexView draft_rows;  // [total], row of the law of a node's children, -1 = deterministic; null: its own
+  MaskView draft_mask;   // of the draws of a node's children
+  IndexView draft_to_target, target_to_draft;
+  bool replacement = false;
+
+  SPECDEC_HD Settings settings_of(int64_t request) const {
+    Settings greedy;
+    greedy.temperature = 0.0f;
+    return rule == Rule::greedy ? greedy : sampling.of(request);
+  }
 };
 
 }  // namespace specdec

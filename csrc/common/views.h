@@ -7,8 +7,11 @@
 #if defined(__CUDACC__)
 #define SPECDEC_HD __host__ __device__
 #define SPECDEC_SHARED static __host__ __device__ inline
+// What is long and not in the innermost loops: one copy of it per file keeps compile times and registers down.
+#define SPECDEC_SHARED_CALL [[maybe_unused]] static __host__ __device__ __noinline__
 #else
 #define SPECDEC_HD
+#define SPECDEC_SHARED_CALL [[maybe_unused]] static inline
 // Internal linkage: every instruction set gets its own copy.
 #define SPECDEC_SHARED [[maybe_unused]] static inline
 #endif

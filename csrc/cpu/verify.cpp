@@ -1,94 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/verify.h"
 
-#include "../binding/register.h"
-#include "../binding/sampling_arguments.h"
+#include "../binding/verify_launchers.h"
 
 namespace specdec::cpu {
 namespace {
 
-void verify_greedy(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& parents, const Tensor& depths,
-                   const Tensor& ends, const Tensor& logits, const OptionalTensor& rows, const OptionalTensor& allowed,
-                   const OptionalTensor& allowed_rows, const OptionalTensor& active, const OptionalTensor& max_tokens,
-                   int64_t logprobs_mode, const Tensor& out_tokens, const Tensor& num_tokens, const Tensor& path,
-                   const Tensor& status, const OptionalTensor& logprobs, const OptionalTensor& lse) {
-  const Arguments a("verify.greedy", Device::cpu);
-  VerifyParams p;
-  p.call = read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed, allowed_rows, active,
-                            max_tokens, logprobs_mode, {out_tokens, num_tokens, path, status, logprobs, lse});
-  SPECDEC_DISPATCH(verify, p);
-}
-
-void verify_match(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& parents, const Tensor& depths,
-                  const Tensor& ends, const Tensor& logits, const Tensor& temperature, const OptionalTensor& top_k,
-                  const OptionalTensor& top_p, const OptionalTensor& min_p, const Tensor& seed, int64_t filter_order,
-                  const Tensor& context_lens, const OptionalTensor& rows, const OptionalTensor& allowed,
-                  const OptionalTensor& allowed_rows, const OptionalTensor& active, const OptionalTensor& max_tokens,
-                  int64_t logprobs_mode, const Tensor& out_tokens, const Tensor& num_tokens, const Tensor& path,
-                  const Tensor& status, const OptionalTensor& logprobs, const OptionalTensor& lse) {
-  const Arguments a("verify.match", Device::cpu);
-  VerifyParams p;
-  p.rule = Rule::match;
-  p.call = read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed, allowed_rows, active,
-                            max_tokens, logprobs_mode, {out_tokens, num_tokens, path, status, logprobs, lse});
-  const int64_t batch = p.call.tree.batch;
-  p.sampling = read_settings(a, temperature, top_k, top_p, min_p, filter_order, batch);
-  p.sampling.seed = a.vector<int64_t>("seed", seed, batch);
-  p.context_lens = a.index("context_lens", context_lens, batch);
-  SPECDEC_DISPATCH(verify, p);
-}
-
-void verify_rejection(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& parents, const Tensor& depths,
-                      const Tensor& ends, const Tensor& logits, const OptionalTensor& draft_logits,
-                      const Tensor& temperature, const OptionalTensor& top_k, const OptionalTensor& top_p,
-                      const OptionalTensor& min_p, const Tensor& seed, int64_t filter_order,
-                      const OptionalTensor& draft_temperature, const OptionalTensor& draft_top_k,
-                      const OptionalTensor& draft_top_p, const OptionalTensor& draft_min_p, int64_t draft_filter_order,
-                      const Tensor& context_lens, int64_t rule, bool replacement, const OptionalTensor& rows,
-                      const OptionalTensor& draft_rows, const OptionalTensor& allowed,
-                      const OptionalTensor& allowed_rows, const OptionalTensor& draft_allowed_rows,
-                      const OptionalTensor& draft_to_target, const OptionalTensor& target_to_draft,
-                      const OptionalTensor& active, const OptionalTensor& max_tokens, int64_t logprobs_mode,
-                      const Tensor& out_tokens, const Tensor& num_tokens, const Tensor& path, const Tensor& status,
-                      const OptionalTensor& logprobs, const OptionalTensor& lse) {
-  const Arguments a("verify.rejection", Device::cpu);
-  SPECDEC_CHECK(rule == 0, a.op(), ": rule must be 0, got ", rule);
-  VerifyParams p;
-  p.rule = Rule::rejection;
-  p.call = read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed, allowed_rows, active,
-                            max_tokens, logprobs_mode, {out_tokens, num_tokens, path, status, logprobs, lse});
-  const int64_t batch = p.call.tree.batch, total = p.call.tree.total, vocab = p.call.logits.columns;
-  p.sampling = read_settings(a, temperature, top_k, top_p, min_p, filter_order, batch);
-  p.sampling.seed = a.vector<int64_t>("seed", seed, batch);
-  p.context_lens = a.index("context_lens", context_lens, batch);
-  p.replacement = replacement;
-  if (draft_logits) {
-    p.draft_logits = read_logits(a, "draft_logits", *draft_logits);
-    p.draft_sampling =
-        read_settings(a, draft_temperature, draft_top_k, draft_top_p, draft_min_p, draft_filter_order, batch, "draft_");
-    p.draft_rows = a.index("draft_rows", draft_rows, total);
-    SPECDEC_CHECK(draft_rows.has_value() || p.draft_logits.rows >= total, a.op(), ": draft_logits must have at least ",
-                  total, " rows, got ", p.draft_logits.rows);
-    SPECDEC_CHECK(draft_to_target.has_value() == target_to_draft.has_value(), a.op(), ": ",
-                  draft_to_target ? "target_to_draft" : "draft_to_target",
-                  " must be given together with its inverse, got None");
-    p.draft_to_target = a.index("draft_to_target", draft_to_target, p.draft_logits.columns);
-    p.target_to_draft = a.index("target_to_draft", target_to_draft, vocab);
-    SPECDEC_CHECK(draft_to_target.has_value() || p.draft_logits.columns == vocab, a.op(), ": draft_logits must have ",
-                  vocab, " columns, got ", p.draft_logits.columns);
-    if (draft_allowed_rows) {
-      p.draft_mask = read_mask(a, allowed, "draft_allowed_rows", draft_allowed_rows, total, vocab);
-    }
-  }
-  SPECDEC_DISPATCH(verify, p);
-}
+struct Backend {
+  static constexpr Device kDevice = Device::cpu;
+  static void verify(const VerifyParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(verify, p); }
+};
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(specdec, CPU, library) {
-  SPECDEC_IMPL(library, verify_greedy, verify_greedy);
-  SPECDEC_IMPL(library, verify_match, verify_match);
-  SPECDEC_IMPL(library, verify_rejection, verify_rejection);
-}
+STABLE_TORCH_LIBRARY_IMPL(specdec, CPU, library) { register_verify<Backend>(library); }
 
 }  // namespace specdec::cpu

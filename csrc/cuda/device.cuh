@@ -18,6 +18,10 @@
 #include <type_traits>
 #include <utility>
 
+// A function of kernels that is called, not inlined: the long steps of a row, of which a kernel has several. It keeps
+// compile times and registers down, and costs nothing beside what such a step does.
+#define SPECDEC_STEP [[maybe_unused]] static __device__ __noinline__
+
 namespace specdec::cuda {
 
 struct Launch {
@@ -28,7 +32,18 @@ struct Launch {
   int cluster = 1;  // blocks per cluster, along x
 };
 
+// What the current device allows.
+struct DeviceLimits {
+  int max_cluster;  // 1: it has no clusters
+  int64_t shared_bytes;
+};
+
 #if defined(SPECDEC_EMULATED)
+
+inline DeviceLimits device_limits() {
+  const emulator::Device device = emulator::device();
+  return {device.max_cluster, device.shared_bytes};
+}
 
 // Runs the grid before it returns. emulator_last_error() tells more than the code.
 template <class... P, class... A>
@@ -38,8 +53,17 @@ cudaError_t launch(void (*kernel)(P...), const Launch& how, A&&... arguments) {
 
 #else
 
-inline constexpr size_t kPlainSharedBytes = 48 * 1024;  // more must be asked for, as must larger clusters than these
-inline constexpr int kPortableCluster = 8;
+inline constexpr int kPortableCluster = 8;  // larger ones must be asked for
+
+inline DeviceLimits device_limits() {
+  int device = 0, major = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return {major >= 9 ? kPortableCluster : 1, bytes};
+}
+
+inline constexpr size_t kPlainSharedBytes = 48 * 1024;  // more must be asked for
 
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), const Launch& how, A&&... arguments) {

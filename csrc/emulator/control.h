@@ -43,6 +43,14 @@ class UseSchedule {
   Schedule mine_;
 };
 
+// What kernels are told of the device: SPECDEC_EMULATOR_DEVICE=80 is one without clusters (and with less shared
+// memory), 90, the default, has them.
+struct Device {
+  int max_cluster;
+  int64_t shared_bytes;
+};
+Device device();
+
 // Global memory traffic is that of the wrappers alone (load_once, store, __ldg, cp_async_16).
 struct Report {
   int64_t launches = 0;

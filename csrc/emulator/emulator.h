@@ -39,34 +39,32 @@ T __ldg(const T* pointer, specdec::emulator::Place place = {}) {
 
 namespace specdec::cuda {
 
-using emulator::Place;
-
 template <class T>
-T load_once(const T* pointer, Place place = {}) {
+T load_once(const T* pointer, emulator::Place place = {}) {
   emulator::check_global(pointer, alignof(T), "load_once", place);
   emulator::g_report.global_bytes_read += sizeof(T);
   return *pointer;
 }
 
 template <class T>
-void store(T* pointer, const std::type_identity_t<T>& value, Place place = {}) {
+void store(T* pointer, const std::type_identity_t<T>& value, emulator::Place place = {}) {
   emulator::check_global(pointer, alignof(T), "store", place);
   emulator::g_report.global_bytes_written += sizeof(T);
   *pointer = value;
 }
 
 template <class Storage>
-Storage& shared_storage(Place place = {}) {
+Storage& shared_storage(emulator::Place place = {}) {
   static_assert(std::is_trivially_copyable_v<Storage> && alignof(Storage) <= 128);
   return *reinterpret_cast<Storage*>(emulator::shared_memory(sizeof(Storage), place));
 }
 
 inline int cluster_rank() { return emulator::g_current->block->rank; }
 inline int cluster_size() { return emulator::g_shape.cluster; }
-inline void cluster_sync(Place place = {}) { emulator::cluster_barrier(place); }
+inline void cluster_sync(emulator::Place place = {}) { emulator::cluster_barrier(place); }
 
 template <class T>
-T* cluster_map(T* shared_pointer, int rank, Place place = {}) {
+T* cluster_map(T* shared_pointer, int rank, emulator::Place place = {}) {
   return reinterpret_cast<T*>(emulator::cluster_memory(shared_pointer, rank, place));
 }
 

@@ -76,21 +76,21 @@ inline void ldmatrix(unsigned (&result)[4], const void* row, bool transposed, co
 namespace specdec::cuda {
 
 template <class T>
-void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], Place place = {}) {
+void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], emulator::Place place = {}) {
   emulator::MmaSlot slot{a, b, d};
   emulator::gather(emulator::Wait::mma, ~0u, place, &slot, emulator::mma_of_warp<T>);
 }
 
-inline void ldmatrix_x4(unsigned (&result)[4], const void* row, Place place = {}) {
+inline void ldmatrix_x4(unsigned (&result)[4], const void* row, emulator::Place place = {}) {
   emulator::ldmatrix(result, row, false, place);
 }
-inline void ldmatrix_x4_trans(unsigned (&result)[4], const void* row, Place place = {}) {
+inline void ldmatrix_x4_trans(unsigned (&result)[4], const void* row, emulator::Place place = {}) {
   emulator::ldmatrix(result, row, true, place);
 }
 
 // The bytes arrive at this thread's wait for their group and no earlier; until then the target is poisoned. So a
 // missing wait shows, and so does a copy into memory that others still read.
-inline void cp_async_16(void* to_shared, const void* from_global, bool valid = true, Place place = {}) {
+inline void cp_async_16(void* to_shared, const void* from_global, bool valid = true, emulator::Place place = {}) {
   if (reinterpret_cast<uintptr_t>(to_shared) % 16 != 0) {
     emulator::fail(place, "cp_async_16 to an address that is not a multiple of 16");
   }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ ALL = "all"
 # What the help says of the suite. The suite itself is imported when it is to run: its name is a common one, and another
 # package of that name must not be run, nor stop the other commands.
 FAMILIES = ("verify", "linear", "overhead")
+DEVICES = ("cpu", "cuda")
 REPEATS, QUICK_REPEATS = 30, 9
 
 _PACKAGE = Path(__file__).resolve().parents[2] / "bench"
@@ -31,6 +33,9 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Only what the goals are set for, few samples, no torch.compile.")
     ] = False,
+    device: Annotated[
+        str, typer.Option(metavar="|".join(DEVICES), help="Where; on cuda the families verify and overhead.")
+    ] = "cpu",
     repeats: Annotated[
         int | None,
         typer.Option(
@@ -45,7 +50,8 @@ def bench(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Write a CSV file per family to FOLDER, named after family, processor and date."
+            metavar="FOLDER",
+            help="Write a CSV file per family to FOLDER as the rows come, named after machine and date.",
         ),
     ] = None,
 ) -> int:
@@ -54,32 +60,38 @@ def bench(
     Ends with exit code 1 if an op gave a wrong result, whatever its speed.
     """
     _check_package()
-    from bench import machine, report, suite
+    from bench import gpu, machine, report, suite
     from bench.rows import as_dicts
 
-    if family not in (*suite.FAMILIES, ALL):
-        raise UserError(f"the family must be one of {', '.join((*suite.FAMILIES, ALL))}, got {family!r}")
+    if device not in DEVICES:
+        raise UserError(f"--device must be one of {', '.join(DEVICES)}, got {device!r}")
+    known = suite.families(device)
+    if family not in (*known, ALL):
+        where = f" with --device {device}" if family in suite.FAMILIES else ""
+        raise UserError(f"the family must be one of {', '.join((*known, ALL))}{where}, got {family!r}")
     if repeats is not None and repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {repeats}")
     check_json(json_file)
     check_file("--csv", csv_file)
     _check_folder(out)
-    families = list(suite.FAMILIES) if family == ALL else [family]
+    if device == "cuda" and (reason := gpu.missing()) is not None:
+        raise UserError(f"--device cuda must have a CUDA device, got none: {reason}")
+    families = list(known) if family == ALL else [family]
     with working("measuring the memory of this machine"):
-        setting = suite.prepare(quick, repeats)
+        setting = suite.prepare(quick, repeats, device)
     console = Console(highlight=False)
     backends = setting.backends
     rows: list[Row] = []
     for name in families:
+        file = None if out is None else out / machine.file_name(name, setting.machine, device)
+        keep = None if file is None else partial(_write, "--out", path=file)
         with progress(f"measuring {name}", suite.count(name, setting)) as told:
-            found = suite.run(name, setting, told)
-        if out is not None:
-            _write("--out", found, out / machine.file_name(name, dict(setting.machine)))
-        for part in report.tables(name, found, backends):
+            found = suite.run(name, setting, told, keep)
+        for part in report.tables(name, found, backends, device):
             console.print(part)
         console.print()
         rows += found
-    for line in report.conclusions(rows, backends):
+    for line in report.conclusions(rows, backends, device):
         console.print(Text(line))
     if csv_file is not None:
         _write("--csv", rows, csv_file)

@@ -24,15 +24,15 @@ def made(op, dtype, settings, which="half"):
     laws = Laws(logits, settings)
     if op == "greedy":
         decided = cases.decide(logits.target, SIZES, {"temperature": 0.0})
-        return contest.greedy(logits.target, decided.tokens, which, SIZES, compiled=False)
+        return contest.variants(contest.greedy(logits.target, decided.tokens, which, SIZES), compiled=False)
     if op == "match":
-        return contest.match(logits.target, laws, which, SIZES, compiled=False)
+        return contest.variants(contest.match(logits.target, laws, which, SIZES), compiled=False)
     if op == "rejection":
         case = cases.rejection(logits, SIZES, laws, which)
-        return contest.rejection(case, logits, laws, SIZES, compiled=False)
+        return contest.variants(contest.rejection(case, logits, laws, SIZES), compiled=False)
     roots = Logits("normal", logits.target[:4], logits.target[:4])
     if op == "sample":
-        return contest.sample(roots.target, Laws(roots, settings), compiled=False)
+        return contest.variants(contest.sample(roots.target, Laws(roots, settings)), compiled=False)
     return contest.draft(roots.target, Laws(roots, settings), num=3, compiled=False)
 
 
@@ -122,6 +122,12 @@ def test_ties_go_to_the_lower_id():
 def test_the_best_id_always_stays():
     law = baselines.law(torch.tensor([[1.0, 3.0, 2.0]]), baselines.Settings.of(1, top_p=1e-6))
     assert law.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_the_compiler_takes_part_beside_the_eager_call_and_not_where_the_host_knows_k(monkeypatch):
+    monkeypatch.setattr(baselines, "compiled", lambda function: function)
+    found = contest.match(LOGITS.target, Laws(LOGITS, SETTINGS[2]), "half", SIZES)
+    assert [variant.name for variant in contest.variants(found, compiled=True)] == ["eager", "compile", "eager topk"]
 
 
 def test_compiled_baselines_refuse_to_break_or_to_grow(monkeypatch):

@@ -45,6 +45,13 @@ def test_greedy(dtype, which):
     assert case.row_reads == {"none": 4, "half": 14, "all": 24}[which]
 
 
+def test_rows_that_must_be_read_are_those_of_visited_nodes():
+    for nodes, accepted, visited in ((1, [0, 0], 2), (4, [0, 3, 1], 7), (4, [3], 4)):
+        assert cases.row_reads("verify_greedy", accepted, nodes) == visited
+        drafts = sum(min(a + 1, nodes - 1) for a in accepted)  # the law of each draft that is looked at
+        assert cases.row_reads("verify_rejection", accepted, nodes) == visited + drafts
+
+
 @pytest.mark.parametrize("which", ACCEPTED)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("settings", SETTINGS)

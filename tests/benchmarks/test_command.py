@@ -5,11 +5,11 @@ import types
 
 import pytest
 
-from bench import machine, suite
+from bench import gpu, machine, suite
 from bench.machine import Bandwidth
 from bench.rows import COLUMNS, Goal, Row, read_csv
 
-from .conftest import MACHINE
+from .conftest import MACHINE, make_setting
 
 
 def family(*groups):
@@ -42,6 +42,11 @@ def stub(monkeypatch):
     [
         (["speed"], "specdec bench: the family must be one of verify, linear, overhead, all, got 'speed'"),
         (["--repeats", "0"], "specdec bench: --repeats must be at least 1, got 0"),
+        (["--device", "gpu"], "specdec bench: --device must be one of cpu, cuda, got 'gpu'"),
+        (
+            ["linear", "--device", "cuda"],
+            "specdec bench: the family must be one of verify, overhead, all with --device cuda, got 'linear'",
+        ),
         (["--repeats", "x"], "specdec bench: invalid value for '--repeats'"),
         (["--json", "/"], "specdec bench: --json must name a file, got the folder /"),
         (["--csv", "/"], "specdec bench: --csv must name a file, got the folder /"),
@@ -61,7 +66,7 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(specdec, stub, arguments,
 def test_the_help_names_everything(specdec):
     done = specdec("bench", "--help")
     assert done.exit_code == 0
-    for word in ("verify|linear|overhead|all", "--quick", "--repeats", "--json", "--csv", "--out"):
+    for word in ("verify|linear|overhead|all", "--quick", "--device", "--repeats", "--json", "--csv", "--out"):
         assert word in done.stdout
 
 
@@ -87,6 +92,42 @@ def test_files(specdec, stub, tmp_path):
     names = [f"{name}-any-processor-family-1-model-2-2t-2026-01-31.csv" for name in sorted(suite.FAMILIES)]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
     assert all(len(read_csv(tmp_path / "new" / name)) == 1 for name in names)
+
+
+def test_rows_are_written_as_they_come(specdec, stub, tmp_path, monkeypatch):
+    """A run that is stopped leaves what it had."""
+
+    def groups(setting):
+        yield [row(time_us=1.0)]
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(suite.FAMILIES, "verify", types.SimpleNamespace(count=lambda _: 2, groups=groups))
+    assert specdec("bench", "verify", "--out", tmp_path).exit_code != 0
+    [file] = tmp_path.iterdir()
+    assert len(read_csv(file)) == 1
+
+
+def test_a_gpu_that_is_not_there_is_named(specdec, stub, monkeypatch):
+    monkeypatch.setattr(gpu, "missing", lambda: "torch sees no CUDA device")
+    done = specdec("bench", "--device", "cuda")
+    assert done.exit_code == 2
+    assert done.stderr == "specdec bench: --device cuda must have a CUDA device, got none: torch sees no CUDA device\n"
+
+
+def test_on_a_gpu_its_families_and_its_name_are_taken(specdec, stub, tmp_path, monkeypatch):
+    setting = make_setting(device="cuda", backends=("cuda", "triton"))
+    asked = []
+    monkeypatch.setattr(gpu, "missing", lambda: None)
+    monkeypatch.setattr(suite, "prepare", lambda *arguments: asked.append(arguments) or setting)
+    for name in suite.ON_GPU:
+        monkeypatch.setitem(suite.ON_GPU, name, family([row(time_us=3.0)]))
+    done = specdec("bench", "--device", "cuda", "--quick", "--out", tmp_path)
+    assert done.exit_code == 0 and asked == [(True, None, "cuda")]
+    names = [
+        "overhead-any-processor-family-1-model-2-2026-01-31.csv",
+        "verify-any-processor-family-1-model-2-2026-01-31.csv",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_missed_goal_is_no_failure_and_a_wrong_result_is(specdec, stub):

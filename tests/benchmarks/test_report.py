@@ -71,6 +71,48 @@ def test_each_dtype_and_kind_of_data_has_a_table():
     assert titles == ["float32, normal", "float32, recorded", "bfloat16, normal"]
 
 
+def gpu_rows():
+    shared = {
+        "dtype": "bfloat16",
+        "op": "verify_rejection",
+        "case": "T=1, top-p 0.9",
+        "goal": ">= 0.7 of copy bandwidth",
+    }
+    large = "256 requests x 64 nodes, V=151,936"
+    figures = {
+        "time_us": 123456.0,
+        "share_of_copy": 0.123,
+        "speedup_over_eager": 1234.0,
+        "speedup_over_compile": 1234.0,
+    }
+    return [
+        row(variant="triton", shape=large, met=False, reached="0.123", **shared, **figures),
+        row(variant="cuda", shape="1 request", met=True, reached="0.8", accepted="none", **(shared | {"case": "T=1"})),
+        row(variant="eager", shape=large, **shared),
+    ]
+
+
+def test_on_a_gpu_each_shape_has_a_table_and_each_backend_a_line():
+    console = Console(file=io.StringIO(), width=80)
+    for part in report.tables("verify", gpu_rows(), ("cuda", "triton"), "cuda"):
+        console.print(part)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "bfloat16, normal, 256 requests x 64 nodes, V=151,936"
+    assert lines[2].split() == "rejection T=1, top-p 0.9 triton 123 ms 12 % 1234x 1234x >= 0.7 no".split()
+    assert lines[4] == "bfloat16, normal, 1 request"
+    assert lines[6].split() == "rejection T=1, none cuda - - - - >= 0.7 yes".split()
+    assert "\u2026" not in "".join(lines)
+
+
+def test_on_a_gpu_a_missed_goal_names_shape_and_backend_and_a_busy_processor_matters_not():
+    said = report.conclusions([*gpu_rows(), row(load=9.0)], ("cuda", "triton"), "cuda")
+    assert said == [
+        "1 of 2 rows with goals meet them.",
+        "missed: verify.rejection, T=1, top-p 0.9, bfloat16, normal, half, 256 requests x 64 nodes, V=151,936, triton: "
+        "0.123 (goal >= 0.7 of copy bandwidth)",
+    ]
+
+
 @pytest.mark.parametrize("family", ["linear", "overhead"])
 def test_tables_of_all_families_show_rows_without_a_time(family):
     assert any(" - " in line for line in shown(family, [row(note="failed")]))

@@ -107,6 +107,18 @@ def test_short_calls_are_repeated_within_a_sample():
     assert len(log) == 1 + 3 * 50
 
 
+def test_another_stopwatch_takes_the_samples():
+    log = []
+
+    def stopwatch(variant):
+        variant.call()
+        return {"a": 5.0, "b": 7.0}[variant.name]
+
+    found = measure(variants(Clock(), log, {"a": 1, "b": 1}), repeats=3, stopwatch=stopwatch)
+    assert (found["a"].samples, found["b"].samples) == ((5.0,) * 3, (7.0,) * 3)
+    assert len(log) == 2 * (1 + 1 + 3)  # the gate, the warm-up, the samples
+
+
 def test_progress_is_told_between_the_rounds():
     told = []
     measure(variants(Clock(), [], {"a": 1, "b": 1}), repeats=4, clock=Clock(), tick=lambda: told.append(1))

@@ -110,6 +110,7 @@ def test_ops_that_are_missing_are_named(monkeypatch):
     for op in demo._OPS:
         for backend in ("cpu", "cuda"):
             monkeypatch.setitem(_backend._REASONS, (op, backend), None)
+        monkeypatch.setitem(_backend._REASONS, (op, "triton"), "not here")
     assert demo._served_by("cpu") == "ops on cpu"
     assert demo._served_by("cuda") == "ops on cuda"
     for op in late:

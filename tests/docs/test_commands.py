@@ -114,7 +114,8 @@ def test_the_support_matrix_is_that_of_the_installation():
     for name, row in rows.items():
         reasons = sk.available_backends(name)
         assert set(row.values()) - {row["op"]} <= {"yes", "-"}
-        for backend in ("cpu", "reference", "triton"):
+        assert (row["triton"] == "yes") == ("triton" in BY_NAME[name].backends), name
+        for backend in ("cpu", "reference"):
             assert (row[backend] == "yes") == (reasons[backend] is None), (name, backend)
         if _library.MODULES["_C_cuda"] is None:  # a machine without an nvcc builds none
             kernel = "cuda" in BY_NAME[name].backends and _library.has_kernel(name, "CUDA")

@@ -1,29 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Draft-side helpers on the CPU. Strides are in elements.
+// Draft-side helpers on the CPU.
 #pragma once
 
-#include <cstdint>
-
-#include "../../common/views.h"
+#include "../../common/draft_params.h"
 #include "../isa.h"
-
-namespace specdec::cpu {
-
-struct NgramParams {
-  const void* history = nullptr;  // [batch, columns] int32 or int64, unit column stride
-  bool wide = false;
-  int64_t row_stride = 0;
-  int64_t batch = 0;
-  int64_t columns = 0;
-  IndexView lengths;
-  int64_t min_n = 1;
-  int64_t max_n = 1;
-  int64_t num = 1;
-  Strided<bool> active;    // [batch] or null
-  void* drafts = nullptr;  // [batch, num], contiguous, dtype of history
-  int32_t* counts = nullptr;
-};
-
-}  // namespace specdec::cpu
 
 SPECDEC_DECLARE_KERNEL(void, ngram_lookup, (const NgramParams&))

@@ -40,7 +40,7 @@ void scan(Law& law, const Source& source, const Weigher* weigher, int threads, b
     law.block_max[b] = block.max;
     if (lanes) store(law.lane_max.data() + b * kLanes, block.lane_max);
     if (weigher != nullptr) {
-      const Source::Bytes next = source.bytes_of(b + 1);
+      const Bytes next = bytes_of(source, b + 1);
       law.block_mass[b] =
           block.max == kNothing ? 0.0 : weigher->sum(block.logits, block.count, block.max, next.data, next.size);
     }

@@ -26,12 +26,6 @@ float element(const Source& source, int64_t column) {
   }
 }
 
-// The column of an entry of a gathered row; -1 if it has none.
-int64_t column_of(const Source& source, int64_t entry) {
-  const int64_t column = source.column_of[entry];
-  return column >= 0 && column < source.columns && source.id_of[column] == entry ? column : -1;
-}
-
 float clean(float value) {
   if (!(value > kNothing)) return kNothing;
   return value < kLargest ? value : kLargest;
@@ -106,7 +100,7 @@ Block read(const Source& source, int64_t first, int count, float* to) {
 void gather(const Source& source, int64_t first, Block& block, float* to) {
   block.count = source.length(first / kBlock);
   for (int i = 0; i < block.count; ++i) {
-    const int64_t column = column_of(source, first + i);
+    const int64_t column = source.column(first + i);
     const float raw = column < 0 ? kNothing : element(source, column);
     block.nan |= raw != raw;
     to[i] = clean(raw);
@@ -153,7 +147,7 @@ Block load_block(const Source& source, int64_t index, float* buffer) {
 float logit_of(const Source& source, int64_t entry) {
   const int64_t id = source.id(entry);
   if (source.data == nullptr || id < 0 || !source.mask.allows(id)) return kNothing;
-  const int64_t column = source.column_of ? column_of(source, entry) : entry;
+  const int64_t column = source.column(entry);
   return column < 0 ? kNothing : clean(element(source, column));
 }
 

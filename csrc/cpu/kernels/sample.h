@@ -1,43 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sampling and drafting from rows of logits. Strides are in elements.
+// Sampling and drafting from rows of logits on the CPU.
 #pragma once
 
-#include <cstdint>
-
-#include "../../common/sampling_law.h"
-#include "../../common/verify_call.h"
+#include "../../common/sample_params.h"
 #include "../isa.h"
-
-namespace specdec::cpu {
-
-struct SampleParams {
-  RowsView logits;  // [batch, V]
-  SamplingView sampling;
-  IndexView positions;  // [batch]
-  MaskView mask;
-  Strided<bool> active;     // [batch] or null
-  MutableIndexView tokens;  // [batch]
-  Strided<int32_t> status;  // [batch]
-};
-
-struct DraftParams {
-  RowsView logits;  // [rows, V] or [rows, V_draft]
-  SamplingView sampling;
-  int64_t batch = 0;                  // requests of `sampling`
-  IndexView positions;                // [rows]
-  IndexView requests, depths, nodes;  // [rows] or null
-  MaskView mask;                      // over target ids
-  IndexView draft_to_target;          // [V_draft] or null
-  bool replacement = false;
-  bool coupled = false;
-  int top = 0;
-  int num = 0;                // drafts per row
-  int64_t* drafts = nullptr;  // [rows, num]
-  int64_t drafts_stride = 0;
-  Strided<int32_t> status;  // [rows]
-};
-
-}  // namespace specdec::cpu
 
 SPECDEC_DECLARE_KERNEL(void, sample_tokens, (const SampleParams&))
 SPECDEC_DECLARE_KERNEL(void, draft_tokens, (const DraftParams&))

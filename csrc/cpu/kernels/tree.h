@@ -1,30 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Builders of token trees on the CPU. Strides are in elements.
+// Builders of token trees on the CPU.
 #pragma once
 
-#include <cstdint>
-
-#include "../../common/views.h"
+#include "../../common/tree_params.h"
 #include "../isa.h"
-
-namespace specdec::cpu {
-
-struct FromChainsParams {
-  const void* chains = nullptr;  // [batch, width] int32 or int64
-  bool wide = false;             // int64 chains and tokens
-  int64_t row_stride = 0;
-  int64_t column_stride = 0;
-  int64_t batch = 0;
-  int64_t width = 0;
-  IndexView lengths;  // [batch] or null: all rows are live
-  int32_t* cu_nodes = nullptr;
-  MutableIndexView tokens;
-  int32_t* parents = nullptr;
-  int32_t* depths = nullptr;
-  int32_t* ends = nullptr;
-  int32_t* status = nullptr;
-};
-
-}  // namespace specdec::cpu
 
 SPECDEC_DECLARE_KERNEL(void, from_chains, (const FromChainsParams&))

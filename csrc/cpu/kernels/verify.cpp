@@ -32,7 +32,7 @@ class Walk {
  public:
   Walk(const VerifyParams& p, int64_t request, int threads, Workspace& space)
       : p_(p), call_(p.call), request_(request), threads_(threads), space_(space), p_law_(space.target) {
-    settings_ = p.rule == Rule::greedy ? Settings{0.0f} : p.sampling.of(request);
+    settings_ = p.settings_of(request);
   }
 
   void run() {

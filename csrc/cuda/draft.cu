@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "../binding/cuda_call.h"
+#include "../binding/draft_launchers.h"
+#include "draft/ngram_lookup.cuh"
+
+namespace specdec::cuda {
+namespace {
+
+struct Backend {
+  static constexpr Device kDevice = kDeviceOfKernels;
+  static void ngram_lookup(const NgramParams& p, const Arguments& a, const Tensor& anchor) {
+    const Call call(a, anchor);
+    call.check(launch_ngram_lookup(p, call.stream()));
+  }
+};
+
+}  // namespace
+
+SPECDEC_CUDA_LIBRARY(library) { register_draft<Backend>(library); }
+
+}  // namespace specdec::cuda

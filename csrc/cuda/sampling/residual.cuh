@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// The law that is left to be emitted after drafts were rejected, as a fold over scalars: with p the target's law, q
+// that of the drafts, and c_1 .. c_k the rejected ones,
+//
+//     w(x) = p(x);   for j < k:   w(x) = max(w(x) - q_j(x), 0) / S_j
+//
+// where S_j is the sum of the numerators, and q_j is q (drawn with replacement), q without c_1 .. c_j and normalised
+// (without), or 1 at c_j (a deterministic draft). Nothing of the size of the vocabulary is stored.
+#pragma once
+
+#include "race.cuh"
+
+namespace specdec::cuda {
+
+// More drafts of one node than this are not looked at.
+inline constexpr int kMaxRejected = 256;
+
+struct ResidualStorage {
+  double q_rest[kMaxRejected];   // the weights of q that a draft was drawn from
+  double inverse[kMaxRejected];  // 1 / S
+  int32_t id[kMaxRejected];
+};
+
+class Residual {
+ public:
+  // `q` is null for deterministic drafts, and may be dead: it is 0 then. `left` has a place for each owned block.
+  __device__ Residual(Team& team, BinStorage& bins, ResidualStorage& shared, double* left, const Law& p, Law* q,
+                      bool replacement)
+      : team_(team), bins_(bins), shared_(shared), left_(left), p_(p), q_(q), replacement_(replacement) {
+    q_left_ = q == nullptr ? 1.0 : q->total;
+  }
+
+  __device__ bool is_full() const { return count_ == kMaxRejected; }
+
+  // What is left at an id, and what the next draft was drawn with.
+  __device__ double target(int64_t id) const { return fold(p_.probability(id), id); }
+  __device__ double draft(int64_t id) const {
+    if (q_ == nullptr) return 1.0;
+    if (!(q_left_ > 0.0) || (!replacement_ && is_rejected(id, count_))) return 0.0;
+    return q_->weight_at(id) / q_left_;
+  }
+
+  // Adds a rejected draft. False if nothing is left to be emitted.
+  __device__ __noinline__ bool reject(int64_t id) {
+    __syncthreads();  // the list is still read
+    if (threadIdx.x == 0) {
+      shared_.id[count_] = static_cast<int32_t>(id);
+      shared_.q_rest[count_] = q_left_;
+      shared_.inverse[count_] = 1.0;
+    }
+    ++count_;
+    __syncthreads();
+    if (q_ != nullptr && !q_->dead() && !replacement_) {
+      remove(team_, *q_, id);
+      q_left_ = q_->total;
+    }
+    const double sum = sum_of_what_is_left();
+    if (!(sum > 1e-30)) return false;  // rounding
+    __syncthreads();
+    if (threadIdx.x == 0) shared_.inverse[count_ - 1] = 1.0 / sum;
+    __syncthreads();
+    return true;
+  }
+
+  // An id of the law that is left; -1 if there is none.
+  __device__ __noinline__ int64_t draw(const Place& place) {
+    if (count_ == 0) return cuda::draw(team_, bins_, p_, place);
+    const int64_t block = race_of_blocks(team_, place, p_.source->blocks(), [&](int own) { return left_[own]; });
+    if (block < 0) return -1;
+    const bool owner = block % team_.size() == team_.rank();
+    const float* targets = nullptr;
+    const float* drafts = nullptr;
+    Shares shares{};
+    if (owner) {
+      targets = open_block(team_, p_, block);
+      if (drawn()) drafts = open_block(team_, *q_, block);
+      shares = shares_of(static_cast<int>(block / team_.size()));
+    }
+    return race_of_ids(
+        team_, place, block, p_.source->length(block), owner,
+        [&](int i) { return estimate_at(shares, targets, drafts, block, i); },
+        [&](int i) { return target(block * kBlock + i); });
+  }
+
+ private:
+  // What the weights of a block are multiplied with.
+  struct Shares {
+    float p;        // 1 / total; for deterministic drafts also 1 / S of all rejected ones
+    float largest;  // logit of q that its weights in this block are relative to
+    double unit;    // the weight of that logit
+  };
+
+  __device__ bool drawn() const { return q_ != nullptr && !q_->dead(); }
+
+  __device__ bool is_rejected(int64_t id, int among) const {
+    for (int j = 0; j < among; ++j) {
+      if (shared_.id[j] == id) return true;
+    }
+    return false;
+  }
+
+  __device__ __noinline__ double fold(double w, int64_t id) const {
+    const double q = q_ == nullptr || !(w > 0.0) ? 0.0 : q_->weight_at(id);
+    for (int j = 0; j < count_ && w > 0.0; ++j) {
+      if (q_ == nullptr) {
+        w = shared_.id[j] == id ? 0.0 : w;
+      } else if (q > 0.0 && (replacement_ || !is_rejected(id, j))) {
+        w -= q / shared_.q_rest[j];
+      }
+      w = w > 0.0 ? w * shared_.inverse[j] : 0.0;
+    }
+    return w;
+  }
+
+  __device__ Shares shares_of(int own) const {
+    double scale = 1.0 / p_.total;
+    if (!drawn()) {
+      for (int j = 0; j < count_; ++j) scale *= shared_.inverse[j];
+      return {static_cast<float>(scale), 0.0f, 0.0};
+    }
+    const float largest = q_->memory.stats[own].max;
+    const double unit = largest == -INFINITY ? 0.0 : weight_of(largest, q_->max, q_->settings.temperature);
+    return {static_cast<float>(scale), largest, unit};
+  }
+
+  // What is left at an entry of a block; of rejected ids, whose fold is another one, in double precision.
+  __device__ __forceinline__ float estimate_at(const Shares& shares, const float* targets, const float* drafts,
+                                               int64_t block, int i) const {
+    const int64_t id = block * kBlock + i;
+    const float logit = targets[i];
+    if (logit == -INFINITY || !is_kept(p_.cut, logit, id)) return 0.0f;
+    if (is_rejected(id, count_)) return static_cast<float>(target(id));
+    float w = Weigher(p_.settings.temperature)(logit, p_.max) * shares.p;
+    if (drafts == nullptr) return w;
+    const float other = drafts[i];
+    const float q = shares.unit > 0.0 && other > -INFINITY && is_kept(q_->cut, other, id)
+                        ? Weigher(q_->settings.temperature)(other, shares.largest)
+                        : 0.0f;
+    for (int j = 0; j < count_; ++j) {
+      const double rest = shared_.q_rest[j];
+      const float share = rest > 0.0 ? static_cast<float>(shares.unit / rest) : 0.0f;
+      w = fmaxf(w - q * share, 0.0f) * static_cast<float>(shared_.inverse[j]);
+    }
+    return w;
+  }
+
+  // By blocks, and in `left_`.
+  __device__ double sum_of_what_is_left() {
+    for_blocks(team_, p_, [&](int own, int64_t block, float* buffer) {
+      bool touched = drawn();
+      for (int j = 0; j < count_; ++j) touched |= shared_.id[j] / kBlock == block;
+      const double mass = mass_of(p_, p_.memory.stats[own]);
+      double sum = 0.0;
+      if (mass > 0.0 && !touched) {
+        sum = mass / p_.total;
+        for (int j = 0; j < count_; ++j) sum *= shared_.inverse[j];
+      } else if (mass > 0.0) {
+        float* drafts = nullptr;
+        if (drawn()) {
+          drafts = q_->memory.buffers + static_cast<int64_t>(q_->layout.cached ? own : team_.warp()) * kBlock;
+          if (!q_->layout.cached) {
+            load_block(*q_->source, block, drafts);
+            forget_removed(*q_, 0, block, drafts);
+          }
+        }
+        const Shares shares = shares_of(own);
+        const int count = p_.source->length(block);
+        float mine = 0.0f;
+        for (int i = team_.lane(); i < count; i += kWarp) mine += estimate_at(shares, buffer, drafts, block, i);
+        sum = warp_reduce(mine, [](float a, float b) { return a + b; });
+      }
+      if (team_.lane() == 0) left_[own] = sum;
+    });
+    return sum_over_blocks(team_, p_, [&](int own) { return left_[own]; });
+  }
+
+  Team& team_;
+  BinStorage& bins_;
+  ResidualStorage& shared_;
+  double* left_;
+  const Law& p_;
+  Law* q_;
+  bool replacement_;
+  int count_ = 0;
+  double q_left_;
+};
+
+}  // namespace specdec::cuda

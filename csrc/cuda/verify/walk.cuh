@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+// The verification rules on a GPU, in two launches and without a wait between blocks.
+//
+// 1. One block per request looks at its tree and clears its outputs.
+// 2. One team per node decides it (decide.cuh). Who has decided the node that its request's walk has come to writes it
+//    out and goes on through nodes that are decided already. So a single request fills the GPU, and of many requests,
+//    whose nodes are taken level by level, the nodes that a walk has passed by are never read.
+//
+// Whether a node is decided before it is known to be visited changes the time, not the result. Where the offsets of the
+// requests are not in order (their rows may overlap), each team walks down one request by itself.
+//
+// Memory traffic: the rows of visited nodes once where they fit into the team's shared memory, and those of some
+// others where the GPU had nothing better to do. Workspace: 32 bytes per node, 16 per request. Deterministic,
+// independent of the batch and of the size of the teams; no host synchronisation.
+#pragma once
+
+#include "decide.cuh"
+
+namespace specdec::cuda {
+
+inline constexpr int kPrepareThreads = 128;
+
+struct NodeRecord {
+  int32_t state;  // 0: not decided, 1: decided, 2: written out
+  int32_t request;
+  Decision decision;
+  int32_t pad;
+};
+
+struct RequestRecord {
+  int64_t first;
+  int32_t count;
+  int32_t next;  // the node that the walk has come to; -1: it has ended
+};
+
+struct VerifyWorkspace {
+  RequestRecord* requests;  // [batch]
+  NodeRecord* nodes;        // [total]
+  int32_t* irregular;       // whether offsets are not in order
+  static int64_t bytes(int64_t batch, int64_t total) {
+    return batch * static_cast<int64_t>(sizeof(RequestRecord)) + total * static_cast<int64_t>(sizeof(NodeRecord)) + 16;
+  }
+  static VerifyWorkspace carve(void* memory, int64_t batch, int64_t total) {
+    VerifyWorkspace w;
+    w.requests = static_cast<RequestRecord*>(memory);
+    w.nodes = reinterpret_cast<NodeRecord*>(w.requests + batch);
+    w.irregular = reinterpret_cast<int32_t*>(w.nodes + total);
+    return w;
+  }
+};
+
+struct WalkParams {
+  VerifyParams verify;
+  VerifyWorkspace space;
+  Layout layout;
+  bool drawn = false;  // some drafts may have been drawn
+};
+
+// common/tree_view.h, is_tree, by all threads of a block: whether node i may stand where it stands. Its parent is the
+// nearest earlier node whose subtree reaches i, so that all between them have ended.
+__device__ inline bool is_tree_in_parallel(const TreeView& tree, int64_t first, int64_t rows) {
+  const int64_t count = tree.ends[first];
+  if (count < 1 || count > rows || tree.parents[first] != -1 || tree.depths[first] != 0) return false;
+  bool wrong = false;
+  for (int64_t i = 1 + threadIdx.x; i < count; i += blockDim.x) {
+    const int64_t parent = tree.parents[first + i];
+    if (parent < 0 || parent >= i) {
+      wrong = true;
+      continue;
+    }
+    const int32_t end = tree.ends[first + i], depth = tree.depths[first + i];
+    wrong |= end <= i || end > tree.ends[first + parent] || depth > tree.max_depth;
+    wrong |= depth != static_cast<int64_t>(tree.depths[first + parent]) + 1;
+    for (int64_t j = parent + 1; j < i && !wrong; ++j) wrong = tree.ends[first + j] > i;
+  }
+  return __syncthreads_or(wrong) == 0;
+}
+
+[[maybe_unused]] static __global__ void __launch_bounds__(kPrepareThreads)
+    prepare_walk_kernel(const __grid_constant__ WalkParams p) {
+  const VerifyCall& call = p.verify.call;
+  const TreeView& tree = call.tree;
+  const int64_t b = blockIdx.x, width = call.width();
+  const int64_t first = tree.cu_nodes[b], after = tree.cu_nodes[b + 1];
+  if (b == 0) {
+    bool wrong = false;
+    for (int64_t i = threadIdx.x; i < tree.batch; i += blockDim.x) {
+      wrong |= tree.cu_nodes[i] < 0 || tree.cu_nodes[i] > tree.cu_nodes[i + 1] || tree.cu_nodes[i + 1] > tree.total;
+    }
+    wrong = __syncthreads_or(wrong) != 0;
+    if (threadIdx.x == 0) *p.space.irregular = wrong ? 1 : 0;
+  }
+  RequestNodes nodes;
+  if (!call.active || call.active[b]) {
+    if (first < 0 || after < first || after > tree.total) {
+      nodes.malformed = true;
+    } else if (first != after && tree.ends[first] != 0) {
+      nodes.first = first;
+      nodes.malformed = !is_tree_in_parallel(tree, first, after - first);
+      nodes.count = nodes.malformed ? 1 : tree.ends[first];
+    }
+  }
+  // Rows before the first request and after the last one belong to nobody.
+  int64_t from = b == 0 ? 0 : first, to = b == tree.batch - 1 ? tree.total : after;
+  if (from < 0) from = 0;
+  if (to > tree.total) to = tree.total;
+  for (int64_t row = from + threadIdx.x; row < to; row += blockDim.x) {
+    NodeRecord& record = p.space.nodes[row];
+    record.state = 0;
+    record.request = row >= first && row < after ? static_cast<int32_t>(b) : -1;
+  }
+  if (threadIdx.x == 0) {
+    p.space.requests[b] = {nodes.first, nodes.count, nodes.count > 0 && call.limit(b) > 0 ? 0 : -1};
+    call.num_tokens[b] = 0;
+    call.status[b] = nodes.malformed ? kStatusMalformed : 0;
+  }
+  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
+    call.out_tokens.set(b * width + i, -1);
+    call.path[b * width + i] = -1;
+    if (call.logprobs_mode != Logprobs::none) call.logprobs[b * width + i] = call.lse[b * width + i] = 0.0f;
+  }
+}
+
+// Writes out a visited node; by one thread. Returns the node that is visited next, -1 if there is none.
+__device__ inline int32_t write_visited(const VerifyCall& call, int64_t request, const RequestNodes& nodes,
+                                        int32_t node, const Decision& decision) {
+  const int64_t depth = node == 0 ? 0 : call.tree.depths[nodes.first + node];
+  const int64_t at = request * call.width() + depth;
+  call.out_tokens.set(at, decision.token);
+  call.path[at] = node;
+  if (call.logprobs_mode != Logprobs::none) {
+    call.logprobs[at] = decision.logprob;
+    call.lse[at] = decision.lse;
+  }
+  call.status[request] |= decision.status;
+  const bool last = decision.child < 0 || depth + 1 >= call.limit(request);
+  if (last) call.num_tokens[request] = static_cast<int32_t>(depth + 1);
+  return last ? -1 : decision.child;
+}
+
+// The team has decided `node`: if the walk waits for it, write out what can be written. Of two that meet at a node, one
+// that has just decided it and one that has just come to it, at least one sees what the other has done, and one of them
+// takes the node.
+__device__ inline void advance(const WalkParams& p, int64_t request, const RequestNodes& nodes, int32_t node,
+                               const Decision& decision) {
+  NodeRecord* records = p.space.nodes + nodes.first;
+  RequestRecord& record = p.space.requests[request];
+  records[node].decision = decision;
+  __threadfence();
+  atomicExch(&records[node].state, 1);
+  __threadfence();
+  if (atomicAdd(&record.next, 0) != node) return;
+  while (atomicCAS(&records[node].state, 1, 2) == 1) {
+    __threadfence();
+    const volatile Decision& visible = records[node].decision;
+    const Decision taken{visible.token, visible.child, visible.status, visible.logprob, visible.lse};
+    node = write_visited(p.verify.call, request, nodes, node, taken);
+    __threadfence();
+    atomicExch(&record.next, node);
+    if (node < 0) return;
+    __threadfence();
+  }
+}
+
+// Items of the grid are nodes of all requests level by level where requests have as many rows each (of chains: exactly
+// by depth), else rows in order. Any order is right.
+__device__ inline int64_t row_of_item(const TreeView& tree, int64_t item) {
+  if (tree.total % tree.batch != 0) return item;
+  return item % tree.batch * (tree.total / tree.batch) + item / tree.batch;
+}
+
+template <Rule kRule>
+__global__ void __launch_bounds__(kMaxWarps* kWarp) walk_kernel(const __grid_constant__ WalkParams p) {
+  auto& shared = shared_storage<VerifyStorage>();
+  Team team(shared.team);
+  const VerifyMemory memory =
+      VerifyMemory::carve(reinterpret_cast<unsigned char*>(&shared) + sizeof(VerifyStorage), kRule, p.drawn, p.layout);
+  const TreeView& tree = p.verify.call.tree;
+  const int64_t item = team.index();
+  if (*p.space.irregular != 0) {
+    if (item >= tree.batch) return;
+    RequestNodes nodes;
+    nodes.first = p.space.requests[item].first;
+    nodes.count = p.space.requests[item].count;
+    // Only this team looks at this request.
+    int32_t node = p.space.requests[item].next;
+    Decider<kRule> decider(team, shared, memory, p.layout, p.verify, item, nodes);
+    while (node >= 0) {
+      const Decision decision = decider.at(node);
+      int32_t next = -1;
+      if (team.leads()) next = write_visited(p.verify.call, item, nodes, node, decision);
+      node = team.publish(next, team.leads());
+    }
+    team.sync();
+    return;
+  }
+  if (item >= tree.total) return;
+  const int64_t row = row_of_item(tree, item);
+  const int64_t request = p.space.nodes[row].request;
+  if (request < 0) return;
+  RequestNodes nodes;
+  nodes.first = p.space.requests[request].first;
+  nodes.count = p.space.requests[request].count;
+  const int64_t node = row - nodes.first;
+  if (node < 0 || node >= nodes.count) return;
+  if (node > 0 && tree.depths[row] >= p.verify.call.limit(request)) return;
+  // Has the walk passed by?
+  int32_t next = 0;
+  if (team.leads()) next = atomicAdd(&p.space.requests[request].next, 0);
+  next = team.publish(next, team.leads());
+  if (next < 0 || node < next || (node > next && node >= end_of(tree, nodes, next))) {
+    team.sync();
+    return;
+  }
+  Decider<kRule> decider(team, shared, memory, p.layout, p.verify, request, nodes);
+  const Decision decision = decider.at(static_cast<int32_t>(node));
+  if (team.leads()) advance(p, request, nodes, static_cast<int32_t>(node), decision);
+  team.sync();
+}
+
+inline bool may_be_drawn(const VerifyParams& p) { return p.rule == Rule::rejection && p.draft_logits.columns > 0; }
+
+template <Rule kRule>
+cudaError_t launch_walk(const VerifyParams& p, void* workspace, cudaStream_t stream) {
+  const TreeView& tree = p.call.tree;
+  if (tree.batch == 0) return cudaSuccess;
+  WalkParams walk;
+  walk.verify = p;
+  walk.space = VerifyWorkspace::carve(workspace, tree.batch, tree.total);
+  walk.drawn = may_be_drawn(p);
+  const auto bytes_of = [&](const Layout& layout) {
+    return static_cast<int64_t>(sizeof(VerifyStorage)) + VerifyMemory::bytes(kRule, walk.drawn, layout);
+  };
+  walk.layout = choose_layout(p.call.logits.columns, bytes_of);
+  const cudaError_t error =
+      launch(prepare_walk_kernel, {static_cast<unsigned>(tree.batch), kPrepareThreads, 0, stream}, walk);
+  if (error != cudaSuccess || tree.total == 0) return error;
+  const int64_t teams = tree.total > tree.batch ? tree.total : tree.batch;
+  return launch(walk_kernel<kRule>, team_launch(walk.layout, teams, bytes_of(walk.layout), stream), walk);
+}
+
+inline cudaError_t launch_verify(const VerifyParams& p, void* workspace, cudaStream_t stream) {
+  switch (p.rule) {
+    case Rule::greedy:
+      return launch_walk<Rule::greedy>(p, workspace, stream);
+    case Rule::match:
+      return launch_walk<Rule::match>(p, workspace, stream);
+    default:
+      return launch_walk<Rule::rejection>(p, workspace, stream);
+  }
+}
+
+}  // namespace specdec::cuda
