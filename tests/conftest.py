@@ -6,6 +6,7 @@ any case: a kernel that is missing fails, nothing is skipped.
 """
 
 import sys
+import zlib
 
 import hypothesis
 import pytest
@@ -31,6 +32,18 @@ def _threads(request):
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _schedule(request, monkeypatch):
+    """Emulated kernels run in an order of threads that depends on the test, and some on a GPU without clusters."""
+    if "backend" in request.fixturenames and request.node.callspec.params.get("backend") == "emulated":
+        seed = zlib.crc32(request.node.nodeid.encode())
+        orders = ("reverse", "one_warp_ahead", "shuffled", "one_warp_ahead")
+        monkeypatch.setenv("SPECDEC_EMULATOR_SCHEDULE", orders[seed % 4])
+        monkeypatch.setenv("SPECDEC_EMULATOR_SEED", str(seed))
+        monkeypatch.setenv("SPECDEC_EMULATOR_DEVICE", "80" if seed % 3 == 0 else "90")
+    yield
 
 
 def pytest_addoption(parser):

@@ -36,13 +36,14 @@ struct Launch {
 struct DeviceLimits {
   int max_cluster;  // 1: it has no clusters
   int64_t shared_bytes;
+  int multiprocessors;
 };
 
 #if defined(SPECDEC_EMULATED)
 
 inline DeviceLimits device_limits() {
   const emulator::Device device = emulator::device();
-  return {device.max_cluster, device.shared_bytes};
+  return {device.max_cluster, device.shared_bytes, device.multiprocessors};
 }
 
 // Runs the grid before it returns. emulator_last_error() tells more than the code.
@@ -56,11 +57,12 @@ cudaError_t launch(void (*kernel)(P...), const Launch& how, A&&... arguments) {
 inline constexpr int kPortableCluster = 8;  // larger ones must be asked for
 
 inline DeviceLimits device_limits() {
-  int device = 0, major = 0, bytes = 0;
+  int device = 0, major = 0, bytes = 0, multiprocessors = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return {major >= 9 ? kPortableCluster : 1, bytes};
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  return {major >= 9 ? kPortableCluster : 1, bytes, multiprocessors};
 }
 
 inline constexpr size_t kPlainSharedBytes = 48 * 1024;  // more must be asked for

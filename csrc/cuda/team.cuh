@@ -13,6 +13,9 @@ inline constexpr int kMaxWarps = 8;    // of a block of a team
 inline constexpr int kMaxCluster = 8;  // blocks of a team: what every GPU with clusters can do
 inline constexpr int kSlotBytes = 16;
 
+// Of kernels whose blocks are those of teams: two of them should find room on one multiprocessor.
+#define SPECDEC_TEAM_BOUNDS __launch_bounds__(::specdec::cuda::kMaxWarps* ::specdec::cuda::kWarp, 2)
+
 struct TeamStorage {
   alignas(16) unsigned char slot[2][kMaxWarps][kSlotBytes];
 };

@@ -43,11 +43,12 @@ class UseSchedule {
   Schedule mine_;
 };
 
-// What kernels are told of the device: SPECDEC_EMULATOR_DEVICE=80 is one without clusters (and with less shared
-// memory), 90, the default, has them.
+// What kernels are told of the device: SPECDEC_EMULATOR_DEVICE=80 is a small one without clusters and with less shared
+// memory, 90, the default, a large one that has them.
 struct Device {
   int max_cluster;
   int64_t shared_bytes;
+  int multiprocessors;
 };
 Device device();
 

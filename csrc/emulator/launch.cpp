@@ -297,7 +297,7 @@ UseSchedule::~UseSchedule() {
 Device device() {
   const char* name = std::getenv("SPECDEC_EMULATOR_DEVICE");
   const bool old = name != nullptr && std::strcmp(name, "80") == 0;
-  return old ? Device{1, 163 * 1024} : Device{8, static_cast<int64_t>(kMaxSharedBytes)};
+  return old ? Device{1, 163 * 1024, 1} : Device{8, static_cast<int64_t>(kMaxSharedBytes), 132};
 }
 
 Report last_launch() { return t_last; }

@@ -1,31 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // sample_tokens and draft_tokens against their definition, the test vectors of docs/randomness.md, and their promise:
-// the same bits for any number of threads and any instruction set.
-#include <omp.h>
-
+// the same bits for all ways of running them.
 #include <numeric>
 
 #include "../common/race.h"
-#include "../cpu/kernels/sample.h"
 #include "rows_of_logits.h"
+#include "ways.h"
 
 using namespace specdec;
-using namespace specdec::cpu;
 using namespace specdec::testing;
 
 namespace {
 
 constexpr int64_t kVocabs[] = {1, 2, 15, 16, 17, 63, 64, 65, 500, 4095, 4096, 4097, 9000};
-
-template <class Params>
-void call(void (*baseline)(const Params&), void (*dispatched)(const Params&), const Params& params, int way) {
-  omp_set_num_threads(way == 0 ? 1 : 2);
-  (way == 2 ? baseline : dispatched)(params);
-}
-constexpr int kWays = 3;  // one thread, two threads, the baseline instruction set
-
-void dispatch_sample(const SampleParams& p) { SPECDEC_DISPATCH(sample_tokens, p); }
-void dispatch_draft(const DraftParams& p) { SPECDEC_DISPATCH(draft_tokens, p); }
 
 // ---- sample ----
 struct Sampled {
@@ -71,7 +58,7 @@ void check_sample(Numbers& numbers, const LogitRows& logits, SettingsTable& sett
     status.emplace_back(3 * batch);
     p.tokens = {tokens[way].data(), 2, sizeof(Token) == 8};
     p.status = {status[way].data(), 3};
-    call(&baseline::sample_tokens, &dispatch_sample, p, way);
+    run(p, way);
     CHECK(tokens[way].intact() && status[way].intact());
     CHECK(same_bits(tokens[0].data(), tokens[way].data(), 2 * batch), "way %d", way);
     CHECK(same_bits(status[0].data(), status[way].data(), 3 * batch), "way %d", way);
@@ -240,7 +227,7 @@ void check_draft(Numbers& numbers, int64_t vocab, const DraftOptions& options, b
     status.emplace_back(rows);
     p.drafts = drafts[way].data();
     p.status = {status[way].data(), 1};
-    call(&baseline::draft_tokens, &dispatch_draft, p, way);
+    run(p, way);
     CHECK(drafts[way].intact() && status[way].intact());
     CHECK(same_bits(drafts[0].data(), drafts[way].data(), length), "way %d", way);
     CHECK(same_bits(status[0].data(), status[way].data(), rows), "way %d", way);
@@ -369,7 +356,7 @@ void test_vectors() {
     p.positions = position.view();
     p.tokens = {tokens.data(), 1, true};
     p.status = {status.data(), 1};
-    SPECDEC_DISPATCH(sample_tokens, p);
+    run(p);
     for (int64_t r = 0; r < kCount; ++r) {
       CHECK(tokens[r] == kVectors[r].token, "vector %lld: %lld", (long long)r, (long long)tokens[r]);
     }
@@ -396,7 +383,7 @@ void test_vectors() {
       d.num = d.drafts_stride = 4;
       d.drafts = drafts;
       d.status = {status.data(), 1};
-      SPECDEC_DISPATCH(draft_tokens, d);
+      run(d);
       CHECK(same_bits(drafts, kDrafts[way], 4), "way %d: %lld ...", way, (long long)drafts[0]);
     }
   }
@@ -407,7 +394,7 @@ void test_vectors() {
 // An argument is another seed, for runs over many.
 int main(int argc, char** argv) {
   const uint64_t seed = argc > 1 ? 100 * std::strtoull(argv[1], nullptr, 10) : 0;
-  std::printf("instruction set %s\n", isa_name(current_isa()));
+  std::printf("instruction set %s\n", kernels_in_use());
   test_vectors();
   test_sample(seed);
   test_wide_rows(seed);

@@ -5,12 +5,9 @@
 #include <algorithm>
 #include <numeric>
 
-#include "../cpu/kernels/verify.h"
 #include "rows_of_logits.h"
 
 namespace specdec::testing {
-
-using cpu::Rule;
 
 // A batch of trees with padding, some of which are none.
 struct Trees {

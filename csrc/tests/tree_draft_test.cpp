@@ -2,12 +2,9 @@
 // from_chains and ngram_lookup against their definitions, written out the slow way.
 #include <algorithm>
 
-#include "../cpu/kernels/draft.h"
-#include "../cpu/kernels/tree.h"
-#include "testing.h"
+#include "ways.h"
 
 using namespace specdec;
-using namespace specdec::cpu;
 using testing::Guarded;
 using testing::Numbers;
 
@@ -40,7 +37,7 @@ void check_chains(int64_t batch, int64_t width, const std::vector<int64_t>& leng
   p.depths = depths.data();
   p.ends = ends.data();
   p.status = status.data();
-  SPECDEC_DISPATCH(from_chains, p);
+  testing::run(p);
   CHECK(cu_nodes.intact() && tokens.intact() && parents.intact() && depths.intact() && ends.intact() &&
         status.intact());
   for (int64_t b = 0; b <= batch; ++b) CHECK(cu_nodes[b] == b * width);
@@ -125,7 +122,7 @@ int64_t check_lookup(int64_t batch, int64_t columns, int64_t min_n, int64_t max_
   if (with_active) p.active = {reinterpret_cast<bool*>(active.data()), 1};
   p.drafts = drafts.data();
   p.counts = counts.data();
-  SPECDEC_DISPATCH(ngram_lookup, p);
+  testing::run(p);
   CHECK(drafts.intact() && counts.intact());
   int64_t found = 0;
   for (int64_t b = 0; b < batch; ++b) {
@@ -193,7 +190,7 @@ void test_lookup_examples() {
     p.num = e.num;
     p.drafts = drafts.data();
     p.counts = counts.data();
-    SPECDEC_DISPATCH(ngram_lookup, p);
+    testing::run(p);
     CHECK(drafts.intact() && counts.intact() && counts[0] == static_cast<int32_t>(e.drafts.size()));
     for (int64_t i = 0; i < counts[0]; ++i) CHECK(drafts[i] == e.drafts[static_cast<size_t>(i)]);
   }
@@ -205,6 +202,6 @@ int main() {
   test_from_chains();
   test_lookup();
   test_lookup_examples();
-  std::printf("tree, draft (%s): passed\n", isa_name(current_isa()));
+  std::printf("tree, draft (%s): passed\n", testing::kernels_in_use());
   return 0;
 }

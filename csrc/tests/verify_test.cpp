@@ -1,23 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // verify against the walk of docs/verify.md with whole laws in double precision, and its promise: the same bits for any
 // number of threads and any instruction set.
-#include "../cpu/kernels/verify.h"
-
-#include <omp.h>
-
 #include "slow_walk.h"
+#include "ways.h"
 
 using namespace specdec;
-using namespace specdec::cpu;
 using namespace specdec::testing;
 
 namespace {
 
-constexpr int kWays = 3;  // one thread, two threads, the baseline instruction set
-
 // ---- Comparison ----
-
-void dispatch(const VerifyParams& p) { SPECDEC_DISPATCH(verify, p); }
 
 bool near(float got, double expected) {
   const double narrow = static_cast<float>(expected);
@@ -82,8 +74,7 @@ void check_case(Case& c, Tally* tally, Seen* seen) {
     p.call.status = status[way].data();
     p.call.logprobs = scored ? logprobs[way].data() : nullptr;
     p.call.lse = scored ? lse[way].data() : nullptr;
-    omp_set_num_threads(way == 0 ? 1 : 2);
-    (way == 2 ? &baseline::verify : &dispatch)(p);
+    run(p, way);
     CHECK(tokens[way].intact() && num[way].intact() && path[way].intact() && status[way].intact());
     CHECK(logprobs[way].intact() && lse[way].intact());
     CHECK(same_bits(tokens[0].data(), tokens[way].data(), length), "way %d", way);
@@ -362,7 +353,7 @@ void test_fallback() {
     p.call.num_tokens = num.data();
     p.call.path = path.data();
     p.call.status = status.data();
-    SPECDEC_DISPATCH(verify, p);
+    run(p);
     CHECK(tokens[0] == 17 && tokens[1] == -1 && num[0] == 1 && path[0] == 0 && status[0] == kStatusFallback);
   }
 }
@@ -423,7 +414,7 @@ void test_vectors() {
 // An argument is another seed, for runs over many.
 int main(int argc, char** argv) {
   const uint64_t seed = argc > 1 ? 100 * std::strtoull(argv[1], nullptr, 10) : 0;
-  std::printf("instruction set %s\n", isa_name(current_isa()));
+  std::printf("instruction set %s\n", kernels_in_use());
   test_vectors();
   test_fallback();
   test_cuts(seed);

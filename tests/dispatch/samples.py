@@ -18,7 +18,7 @@ from specdec_kernels import _backend
 from specdec_kernels._schema import BY_NAME, OPS
 
 VOCAB, DRAFT_VOCAB, WORDS = 40, 24, 2
-FUSED = ("cuda", "triton", "cpu")
+FUSED = ("cuda", "triton", "cpu", "emulated")
 
 Sample = Callable[[int], dict[str, Any]]
 
@@ -29,7 +29,7 @@ def served(names: Any = tuple(op.name for op in OPS)) -> list[tuple[str, str]]:
         (name, backend)
         for name in names
         for backend in FUSED
-        if backend in BY_NAME[name].backends and (backend == "cpu" or sk.available_backends(name)[backend] is None)
+        if _backend.has_op(name, backend) and (backend == "cpu" or _backend.why_not(name, backend) is None)
     ]
 
 

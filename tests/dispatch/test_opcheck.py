@@ -4,6 +4,7 @@ import pytest
 import torch
 from agreement.compare import device_of, move
 
+from specdec_kernels import _library
 from specdec_kernels._schema import BY_NAME, OPS
 
 from .samples import MAKERS, arguments_of, function, sample, served
@@ -27,5 +28,5 @@ def test_samples_cover_every_optional_argument(op):
 @pytest.mark.parametrize(("op", "backend"), served())
 def test_opcheck(op, backend, full):
     arguments = move(arguments_of(op, sample(op, full)), device_of(backend))
-    overload = getattr(torch.ops.specdec, op).default
+    overload = _library.overload(op, backend)
     assert set(torch.library.opcheck(overload, arguments).values()) == {"SUCCESS"}

@@ -28,8 +28,8 @@ struct RowsCall {
   Layout layout;
 };
 
-[[maybe_unused]] static __global__ void __launch_bounds__(kMaxWarps* kWarp)
-    sample_kernel(const __grid_constant__ RowsCall<SampleParams> call) {
+[[maybe_unused]] static __global__ void SPECDEC_TEAM_BOUNDS
+sample_kernel(const __grid_constant__ RowsCall<SampleParams> call) {
   auto& shared = shared_storage<SampleStorage>();
   Team team(shared.team);
   const SampleParams& p = call.params;
@@ -97,8 +97,8 @@ __device__ inline int children(const DraftParams& p, Team& team, DraftStorage& s
   return count;
 }
 
-[[maybe_unused]] static __global__ void __launch_bounds__(kMaxWarps* kWarp)
-    draft_kernel(const __grid_constant__ RowsCall<DraftParams> call) {
+[[maybe_unused]] static __global__ void SPECDEC_TEAM_BOUNDS
+draft_kernel(const __grid_constant__ RowsCall<DraftParams> call) {
   auto& shared = shared_storage<DraftStorage>();
   Team team(shared.team);
   const DraftParams& p = call.params;

@@ -53,8 +53,15 @@ class Weigher {
     extreme_ = !(t >= 1e-30f && t <= 1e30f);  // single precision would overflow on the way
   }
   __device__ __forceinline__ float operator()(float logit, float reference) const {
-    if (extreme_) return static_cast<float>(weight_of(logit, reference, temperature_));
+    return extreme_ ? exactly(logit, reference) : fast(logit, reference);
+  }
+  // Loops choose between these two outside: a call inside costs registers, whether it is made or not.
+  __device__ __forceinline__ bool is_extreme() const { return extreme_; }
+  __device__ __forceinline__ float fast(float logit, float reference) const {
     return exp2f((logit - reference) * scale_);
+  }
+  __device__ __forceinline__ float exactly(float logit, float reference) const {
+    return static_cast<float>(weight_of(logit, reference, temperature_));
   }
   // log2 of the weight; -inf for -inf.
   __device__ __forceinline__ float log2_of(float logit, float reference) const {
@@ -135,43 +142,51 @@ __device__ __forceinline__ bool for_blocks(const Team& team, const Law& law, con
   return nan;
 }
 
-// The statistic of a block under the law's cut, by one warp; with kWeigh the sum as well.
-template <bool kWeigh>
-SPECDEC_STEP BlockStat stat_of(const Law& law, int own, int64_t block, const float* buffer) {
+// The statistic of a block, of whose logits `kept` gives those that count and -inf for others.
+template <bool kWeigh, class Kept>
+__device__ __forceinline__ BlockStat stat_of_kept(const Law& law, int own, int count, const float* buffer,
+                                                  bool note_lanes, const Kept& kept) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t first = block * kBlock;
-  const int count = law.source->length(block);
-  const bool open = law.is_open();
-  // What is below the cut, or behind it among equals.
-  const auto kept = [&](float logit, int i) {
-    if (logit > law.cut.logit) return logit;
-    if (logit < law.cut.logit || (law.cut.id != kLastId && law.source->id(first + i) > law.cut.id)) return -INFINITY;
-    return logit;
-  };
   float highest = -INFINITY;
   for (int i = lane * 4; i < count; i += kPadding) {
     const float4 x = *reinterpret_cast<const float4*>(buffer + i);
-    if (open) {
-      highest = fmaxf(highest, fmaxf(fmaxf(x.x, x.y), fmaxf(x.z, x.w)));
-    } else {
-      highest = fmaxf(highest, fmaxf(fmaxf(kept(x.x, i), kept(x.y, i + 1)), fmaxf(kept(x.z, i + 2), kept(x.w, i + 3))));
-    }
+    highest = fmaxf(highest, fmaxf(fmaxf(kept(x.x, i), kept(x.y, i + 1)), fmaxf(kept(x.z, i + 2), kept(x.w, i + 3))));
   }
-  if (open) law.memory.lane_max[own * kWarp + lane] = highest;
+  if (note_lanes) law.memory.lane_max[own * kWarp + lane] = highest;
   highest = warp_reduce(highest, Largest());
   if (!kWeigh || highest == -INFINITY) return {highest, 0.0f};
-  const Weigher weigh(law.settings.temperature);
   float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-  for (int i = lane * 4; i < count; i += kPadding) {
-    float4 x = *reinterpret_cast<const float4*>(buffer + i);
-    if (!open) x = {kept(x.x, i), kept(x.y, i + 1), kept(x.z, i + 2), kept(x.w, i + 3)};
-    sum.x += weigh(x.x, highest);
-    sum.y += weigh(x.y, highest);
-    sum.z += weigh(x.z, highest);
-    sum.w += weigh(x.w, highest);
+  const auto add_up = [&](const auto& weight) {
+    for (int i = lane * 4; i < count; i += kPadding) {
+      const float4 x = *reinterpret_cast<const float4*>(buffer + i);
+      sum.x += weight(kept(x.x, i));
+      sum.y += weight(kept(x.y, i + 1));
+      sum.z += weight(kept(x.z, i + 2));
+      sum.w += weight(kept(x.w, i + 3));
+    }
+  };
+  const Weigher weigher(law.settings.temperature);
+  if (weigher.is_extreme()) {
+    add_up([&](float logit) { return weigher.exactly(logit, highest); });
+  } else {
+    add_up([&](float logit) { return weigher.fast(logit, highest); });
   }
   const float mine = (sum.x + sum.y) + (sum.z + sum.w);
   return {highest, warp_reduce(mine, [](float a, float b) { return a + b; })};
+}
+
+// The statistic of a block under the law's cut, by one warp; with kWeigh the sum as well.
+template <bool kWeigh>
+SPECDEC_STEP BlockStat stat_of(const Law& law, int own, int64_t block, const float* buffer) {
+  const int count = law.source->length(block);
+  if (law.is_open()) return stat_of_kept<kWeigh>(law, own, count, buffer, true, [](float logit, int) { return logit; });
+  const int64_t first = block * kBlock;
+  const Cut cut = law.cut;
+  return stat_of_kept<kWeigh>(law, own, count, buffer, false, [&](float logit, int i) {
+    if (logit > cut.logit) return logit;
+    const bool behind = logit < cut.logit || (cut.id != kLastId && law.source->id(first + i) > cut.id);
+    return behind ? -INFINITY : logit;
+  });
 }
 
 // The mass of an owned block relative to the law's maximum; by any lane of the warp that owns it.

@@ -2,16 +2,16 @@
 // The verification rules on a GPU, in two launches and without a wait between blocks.
 //
 // 1. One block per request looks at its tree and clears its outputs.
-// 2. One team per node decides it (decide.cuh). Who has decided the node that its request's walk has come to writes it
-//    out and goes on through nodes that are decided already. So a single request fills the GPU, and of many requests,
-//    whose nodes are taken level by level, the nodes that a walk has passed by are never read.
+// 2. Teams decide nodes (decide.cuh). Where requests fill the GPU, there is one team per request, which walks down its
+//    tree. Where they do not, a request has several, each with every n-th node: who has decided the node that the walk
+//    has come to writes it out and goes on through nodes that are decided already, and a node that the walk has passed
+//    by is not looked at.
 //
-// Whether a node is decided before it is known to be visited changes the time, not the result. Where the offsets of the
-// requests are not in order (their rows may overlap), each team walks down one request by itself.
+// Whether a node is decided before it is known to be visited changes the time, not the result.
 //
 // Memory traffic: the rows of visited nodes once where they fit into the team's shared memory, and those of some
-// others where the GPU had nothing better to do. Workspace: 32 bytes per node, 16 per request. Deterministic,
-// independent of the batch and of the size of the teams; no host synchronisation.
+// others where the GPU had nothing better to do. Workspace: 24 bytes per node, 16 per request. Deterministic,
+// independent of the batch and of the size and number of the teams; no host synchronisation.
 #pragma once
 
 #include "decide.cuh"
@@ -20,11 +20,11 @@ namespace specdec::cuda {
 
 inline constexpr int kPrepareThreads = 128;
 
+inline constexpr int kMaxTeams = 64;  // of one request
+
 struct NodeRecord {
   int32_t state;  // 0: not decided, 1: decided, 2: written out
-  int32_t request;
   Decision decision;
-  int32_t pad;
 };
 
 struct RequestRecord {
@@ -53,6 +53,7 @@ struct WalkParams {
   VerifyParams verify;
   VerifyWorkspace space;
   Layout layout;
+  int teams = 1;       // of each request
   bool drawn = false;  // some drafts may have been drawn
 };
 
@@ -100,15 +101,7 @@ __device__ inline bool is_tree_in_parallel(const TreeView& tree, int64_t first, 
       nodes.count = nodes.malformed ? 1 : tree.ends[first];
     }
   }
-  // Rows before the first request and after the last one belong to nobody.
-  int64_t from = b == 0 ? 0 : first, to = b == tree.batch - 1 ? tree.total : after;
-  if (from < 0) from = 0;
-  if (to > tree.total) to = tree.total;
-  for (int64_t row = from + threadIdx.x; row < to; row += blockDim.x) {
-    NodeRecord& record = p.space.nodes[row];
-    record.state = 0;
-    record.request = row >= first && row < after ? static_cast<int32_t>(b) : -1;
-  }
+  for (int64_t i = threadIdx.x; i < nodes.count; i += blockDim.x) p.space.nodes[nodes.first + i].state = 0;
   if (threadIdx.x == 0) {
     p.space.requests[b] = {nodes.first, nodes.count, nodes.count > 0 && call.limit(b) > 0 ? 0 : -1};
     call.num_tokens[b] = 0;
@@ -162,60 +155,61 @@ __device__ inline void advance(const WalkParams& p, int64_t request, const Reque
   }
 }
 
-// Items of the grid are nodes of all requests level by level where requests have as many rows each (of chains: exactly
-// by depth), else rows in order. Any order is right.
-__device__ inline int64_t row_of_item(const TreeView& tree, int64_t item) {
-  if (tree.total % tree.batch != 0) return item;
-  return item % tree.batch * (tree.total / tree.batch) + item / tree.batch;
-}
-
 template <Rule kRule>
-__global__ void __launch_bounds__(kMaxWarps* kWarp) walk_kernel(const __grid_constant__ WalkParams p) {
+__global__ void SPECDEC_TEAM_BOUNDS walk_kernel(const __grid_constant__ WalkParams p) {
   auto& shared = shared_storage<VerifyStorage>();
   Team team(shared.team);
   const VerifyMemory memory =
       VerifyMemory::carve(reinterpret_cast<unsigned char*>(&shared) + sizeof(VerifyStorage), kRule, p.drawn, p.layout);
-  const TreeView& tree = p.verify.call.tree;
-  const int64_t item = team.index();
-  if (*p.space.irregular != 0) {
-    if (item >= tree.batch) return;
-    RequestNodes nodes;
-    nodes.first = p.space.requests[item].first;
-    nodes.count = p.space.requests[item].count;
-    // Only this team looks at this request.
-    int32_t node = p.space.requests[item].next;
-    Decider<kRule> decider(team, shared, memory, p.layout, p.verify, item, nodes);
+  const VerifyCall& call = p.verify.call;
+  const TreeView& tree = call.tree;
+  // The first teams of all requests come first, with the nodes that are surely visited.
+  const int64_t request = team.index() % tree.batch;
+  const int64_t mine = team.index() / tree.batch;
+  // Requests whose offsets are not in order may share rows, and so records: each is walked down by one team.
+  const bool alone = p.teams == 1 || *p.space.irregular != 0;
+  if (alone && mine > 0) return;
+  RequestNodes nodes;
+  nodes.first = p.space.requests[request].first;
+  nodes.count = p.space.requests[request].count;
+  Decider<kRule> decider(team, shared, memory, p.layout, p.verify, request, nodes);
+  if (alone) {
+    int32_t node = p.space.requests[request].next;
     while (node >= 0) {
       const Decision decision = decider.at(node);
       int32_t next = -1;
-      if (team.leads()) next = write_visited(p.verify.call, item, nodes, node, decision);
+      if (team.leads()) next = write_visited(call, request, nodes, node, decision);
       node = team.publish(next, team.leads());
     }
     team.sync();
     return;
   }
-  if (item >= tree.total) return;
-  const int64_t row = row_of_item(tree, item);
-  const int64_t request = p.space.nodes[row].request;
-  if (request < 0) return;
-  RequestNodes nodes;
-  nodes.first = p.space.requests[request].first;
-  nodes.count = p.space.requests[request].count;
-  const int64_t node = row - nodes.first;
-  if (node < 0 || node >= nodes.count) return;
-  if (node > 0 && tree.depths[row] >= p.verify.call.limit(request)) return;
-  // Has the walk passed by?
-  int32_t next = 0;
-  if (team.leads()) next = atomicAdd(&p.space.requests[request].next, 0);
-  next = team.publish(next, team.leads());
-  if (next < 0 || node < next || (node > next && node >= end_of(tree, nodes, next))) {
-    team.sync();
-    return;
+  for (int64_t node = mine; node < nodes.count; node += p.teams) {
+    int32_t next = 0;
+    if (team.leads()) next = atomicAdd(&p.space.requests[request].next, 0);
+    next = team.publish(next, team.leads());
+    if (next < 0) break;
+    if (node < next) {  // on to the first of this team's nodes that may still be visited
+      node += (next - node - 1) / p.teams * p.teams;
+      continue;
+    }
+    if (node > next && node >= end_of(tree, nodes, next)) break;
+    if (node > 0 && tree.depths[nodes.first + node] >= call.limit(request)) continue;
+    const Decision decision = decider.at(static_cast<int32_t>(node));
+    if (team.leads()) advance(p, request, nodes, static_cast<int32_t>(node), decision);
   }
-  Decider<kRule> decider(team, shared, memory, p.layout, p.verify, request, nodes);
-  const Decision decision = decider.at(static_cast<int32_t>(node));
-  if (team.leads()) advance(p, request, nodes, static_cast<int32_t>(node), decision);
   team.sync();
+}
+
+// How many teams a request gets: as many as the GPU holds at a time, two blocks on each multiprocessor, and not more
+// than it has nodes.
+inline int teams_of_request(const TreeView& tree, const Layout& layout) {
+  const int64_t held = 2ll * device_limits().multiprocessors / layout.cluster;
+  const int64_t nodes = (tree.total + tree.batch - 1) / tree.batch;
+  int64_t teams = (held + tree.batch - 1) / tree.batch;
+  teams = teams < nodes ? teams : nodes;
+  teams = teams < kMaxTeams ? teams : kMaxTeams;
+  return static_cast<int>(teams < 1 ? 1 : teams);
 }
 
 inline bool may_be_drawn(const VerifyParams& p) { return p.rule == Rule::rejection && p.draft_logits.columns > 0; }
@@ -232,11 +226,12 @@ cudaError_t launch_walk(const VerifyParams& p, void* workspace, cudaStream_t str
     return static_cast<int64_t>(sizeof(VerifyStorage)) + VerifyMemory::bytes(kRule, walk.drawn, layout);
   };
   walk.layout = choose_layout(p.call.logits.columns, bytes_of);
+  walk.teams = teams_of_request(tree, walk.layout);
   const cudaError_t error =
       launch(prepare_walk_kernel, {static_cast<unsigned>(tree.batch), kPrepareThreads, 0, stream}, walk);
   if (error != cudaSuccess || tree.total == 0) return error;
-  const int64_t teams = tree.total > tree.batch ? tree.total : tree.batch;
-  return launch(walk_kernel<kRule>, team_launch(walk.layout, teams, bytes_of(walk.layout), stream), walk);
+  return launch(walk_kernel<kRule>, team_launch(walk.layout, tree.batch * walk.teams, bytes_of(walk.layout), stream),
+                walk);
 }
 
 inline cudaError_t launch_verify(const VerifyParams& p, void* workspace, cudaStream_t stream) {

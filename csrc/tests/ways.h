@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// The ways in which a test runs an op, all of which must give the same bits. On the CPU: one thread, two threads, the
+// baseline instruction set. With SPECDEC_EMULATED, the CUDA kernels: orders of threads, with and without clusters.
+#pragma once
+
+#include <vector>
+
+#include "testing.h"
+
+#if defined(SPECDEC_EMULATED)
+#include "../cuda/draft/ngram_lookup.cuh"
+#include "../cuda/sample/sample.cuh"
+#include "../cuda/tree/from_chains.cuh"
+#include "../cuda/verify/walk.cuh"
+#include "../emulator/control.h"
+#else
+#include <omp.h>
+
+#include "../cpu/kernels/draft.h"
+#include "../cpu/kernels/sample.h"
+#include "../cpu/kernels/tree.h"
+#include "../cpu/kernels/verify.h"
+#endif
+
+namespace specdec::testing {
+
+#if defined(SPECDEC_EMULATED)
+
+inline constexpr int kWays = 4;
+inline const char* kernels_in_use() { return "emulated"; }
+
+template <class Launch>
+void emulate(int way, const Launch& launch) {
+  const emulator::Schedule schedules[kWays] = {emulator::in_order(), emulator::one_warp_ahead(1), emulator::shuffled(2),
+                                               emulator::reverse()};
+  const emulator::UseSchedule use(schedules[way]);
+  setenv("SPECDEC_EMULATOR_DEVICE", way == 1 ? "80" : "90", 1);
+  CHECK(launch() == cudaSuccess, "%s", emulator_last_error());
+}
+
+inline void run(const VerifyParams& p, int way = 0) {
+  std::vector<char> workspace(static_cast<size_t>(cuda::VerifyWorkspace::bytes(p.call.tree.batch, p.call.tree.total)),
+                              -1);
+  emulate(way, [&] { return cuda::launch_verify(p, workspace.data(), nullptr); });
+}
+inline void run(const SampleParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_sample(p, nullptr); });
+}
+inline void run(const DraftParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_draft(p, nullptr); });
+}
+inline void run(const NgramParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_ngram_lookup(p, nullptr); });
+}
+inline void run(const FromChainsParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_from_chains(p, nullptr); });
+}
+
+#else
+
+inline constexpr int kWays = 3;
+inline const char* kernels_in_use() { return cpu::isa_name(cpu::current_isa()); }
+
+#define SPECDEC_TEST_RUN(Params, name)                         \
+  inline void name##_dispatched(const Params& p) {             \
+    using namespace cpu;                                       \
+    SPECDEC_DISPATCH(name, p);                                 \
+  }                                                            \
+  inline void run(const Params& p, int way = 0) {              \
+    omp_set_num_threads(way == 0 ? 1 : 2);                     \
+    (way == 2 ? &cpu::baseline::name : &name##_dispatched)(p); \
+  }
+SPECDEC_TEST_RUN(VerifyParams, verify)
+SPECDEC_TEST_RUN(SampleParams, sample_tokens)
+SPECDEC_TEST_RUN(DraftParams, draft_tokens)
+SPECDEC_TEST_RUN(NgramParams, ngram_lookup)
+SPECDEC_TEST_RUN(FromChainsParams, from_chains)
+#undef SPECDEC_TEST_RUN
+
+#endif
+
+}  // namespace specdec::testing

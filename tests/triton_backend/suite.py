@@ -1,0 +1,159 @@
+"""The Triton kernels against the oracle, on inputs that are small enough to interpret them.
+
+``test_interpreted.py`` runs this file in a process of its own, because Triton decides at its import whether kernels
+are interpreted. On a GPU it runs as it is: ``pytest tests/triton_backend/suite.py``.
+"""
+
+import pytest
+import torch
+from agreement import calls, compare, sample_cases, verify_cases
+from agreement.cases import Draw
+
+import python_ref.ops as oracle
+import specdec_kernels as sk
+from specdec_kernels import _library
+
+BACKEND = "triton"
+VERIFY = ("verify_greedy", "verify_match", "verify_rejection")
+
+
+@pytest.fixture(autouse=True)
+def _device(monkeypatch):
+    device = "cpu" if _library.triton_is_interpreted() else "cuda"
+    monkeypatch.setattr(compare, "device_of", lambda backend: device)
+
+
+def near(tally):
+    tally.close(near=0.1, different=0.05)
+
+
+@pytest.mark.parametrize("op", calls.LAW)
+@pytest.mark.parametrize("odd", [False, True], ids=["usual", "odd"])
+def test_decisions_equal_the_oracle(op, odd):
+    tally = compare.Tally(f"{op}, {'odd' if odd else 'usual'} inputs, {BACKEND}")
+    count = {"sample_sample": 24, "sample_draft": 12, "verify_greedy": 10}.get(op, 8)
+    for seed in range(count if odd else count // 2):
+        options = {} if odd else {"kinds": ("normal", "peaked")}
+        make = sample_cases.Case if op.startswith("sample") else verify_cases.Case
+        case = make(op, 7000 + seed, odd=odd, **options)
+        calls.check(BACKEND, op, case.strided() if seed % 2 else case.arguments, tally)
+    near(tally)
+
+
+@pytest.mark.parametrize("op", VERIFY)
+def test_malformed_batches(op):
+    tally = compare.Tally(f"{op}, malformed, {BACKEND}")
+    for seed in range(5):
+        calls.check(BACKEND, op, calls.call(op, seed, malformed=1.0, batch=3, vocab=9, nodes=5), tally)
+    near(tally)
+
+
+def spread_out(vocab, ids):
+    """Rows whose mass lies in several blocks."""
+    logits = Draw(3).normal(2, vocab)
+    logits[:, ids] = 6.0 + torch.linspace(0, 1, len(ids))
+    return logits
+
+
+FILTERS = (
+    {},
+    {"top_k": 3, "min_p": 1e-4},
+    {"top_k": 5000, "top_p": 0.9},
+    {"top_p": 0.97, "filter_order": "joint", "top_k": 4500},
+    {"top_p": 0.8, "min_p": 0.03, "filter_order": "min_p_first"},
+)
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_rows_of_several_blocks(filters):
+    tally = compare.Tally(f"sample_sample, {filters}, {BACKEND}")
+    for logits in (spread_out(8200, [4, 4095, 4096, 8191, 8192]), torch.zeros(1, 4100)):
+        count = logits.shape[0]
+        settings = sk.Sampling.of(count, temperature=1.3, seed=list(range(count)), **filters)
+        arguments = {"logits": logits.bfloat16(), "sampling": settings, "positions": torch.arange(count)}
+        compare.draws(BACKEND, "sample_sample", arguments, tally)
+    near(tally)
+
+
+@pytest.mark.parametrize("options", [{}, {"coupled": True}, {"replacement": True, "top": 1}], ids=str)
+@pytest.mark.parametrize("mapped", [False, True], ids=["", "mapped"])
+def test_drafts_of_several_blocks(options, mapped):
+    tally = compare.Tally(f"sample_draft, {options}, {BACKEND}")
+    logits = spread_out(4200, [4, 4095, 4096])
+    arguments = {"logits": logits, "sampling": sk.Sampling.of(2, temperature=0.7, seed=[1, 2]), "num": 3}
+    if mapped:
+        arguments["draft_to_target"] = Draw(5).permutation(4200) * 3
+    compare.draws(BACKEND, "sample_draft", arguments | options | {"positions": torch.tensor([3, 9])}, tally)
+    near(tally)
+
+
+@pytest.mark.parametrize("op", VERIFY[1:])
+def test_trees_of_several_blocks(op):
+    tally = compare.Tally(f"{op}, V=4101, {BACKEND}")
+    for seed in (0, 3):
+        arguments = calls.call(op, seed, odd=False, vocab=4101, batch=1, nodes=4, depth=2, kinds=("peaked",))
+        calls.check(BACKEND, op, arguments, tally)
+    near(tally)
+
+
+def test_many_children():
+    """More nodes than are looked at together; all but the last child of the root are rejected."""
+    tally = compare.Tally(f"many children, {BACKEND}")
+    i32 = torch.int32
+    count = 70
+    tree = sk.TokenTree(
+        torch.tensor([0, count], dtype=i32),
+        torch.tensor([0, *range(1, 68), 0, 5]),
+        torch.tensor([-1, *[0] * 68, 68], dtype=i32),
+        torch.tensor([0, *[1] * 68, 2], dtype=i32),
+        torch.tensor([count, *range(2, 69), count, count], dtype=i32),
+        max_nodes=count,
+        max_depth=2,
+    )
+    logits = torch.zeros(count, 70)
+    logits[:, 0] = 30.0
+    for op in VERIFY[:2]:
+        arguments = {"tree": tree, "logits": logits}
+        if op != "verify_greedy":
+            arguments |= {"sampling": sk.Sampling.of(1, seed=3), "context_lens": torch.tensor([5])}
+        result = compare.verify(BACKEND, op, arguments, tally)
+        assert result.path.tolist() == [[0, 68, -1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (1, 1), (4, 5), (2, 300)])
+def test_from_chains(dtype, shape):
+    batch, width = shape
+    tokens = Draw(1).whole_tensor(0, 99, shape, dtype)
+    for lengths in (None, Draw(2).whole_tensor(-1, width + 1, (batch,))):
+        ours = compare.run(BACKEND, "tree_from_chains", {"tokens": tokens, "lengths": lengths})
+        expected = oracle.tree.from_chains(tokens, lengths)
+        for name in ("cu_nodes", "tokens", "parents", "depths", "ends", "status"):
+            assert torch.equal(getattr(ours, name), getattr(expected, name)), name
+
+
+def test_ngram_lookup():
+    draw = Draw(4)
+    for number in range(41):
+        batch, width = (draw.whole(0, 3), draw.whole(0, 24)) if number else (2, 1500)
+        history = draw.whole_tensor(0, draw.whole(1, 4), (batch, width), draw.one((torch.int32, torch.int64)))
+        low = draw.whole(1, 4)
+        arguments = {
+            "history": history,
+            "lengths": draw.whole_tensor(-2, width + 2, (batch,)),
+            "min_n": low,
+            "max_n": draw.whole(low, 6),
+            "num": draw.whole(1, 5),
+            "active": draw.whole_tensor(0, 4, (batch,)) > 0,
+        }
+        ours = compare.run(BACKEND, "draft_ngram_lookup", arguments)
+        expected = oracle.draft.ngram_lookup(**arguments)
+        assert torch.equal(ours[0], expected[0]) and torch.equal(ours[1], expected[1])
+
+
+@pytest.mark.parametrize("op", calls.LAW)
+def test_a_result_does_not_depend_on_the_batch(op):
+    arguments = calls.call(op, 11, odd=False, batch=2)
+    whole = calls.outcome(BACKEND, op, arguments)
+    again = calls.outcome(BACKEND, op, arguments)
+    assert calls.equal(whole, again)
