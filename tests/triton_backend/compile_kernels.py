@@ -75,7 +75,7 @@ CASES: list[tuple[str, Any, list[str], dict[str, Any]]] = [
 ]  # fmt: skip
 
 #: What is compiled for one architecture only, because it takes long or differs in its reads alone.
-ONCE = ("rejection, wide", "scan of mapped children", "draft, mapped and coupled")
+ONCE = ("rejection, wide", "match", "scan of mapped children", "draft, mapped and coupled")
 
 
 def _compile(case: int, architecture: int) -> dict[str, Any]:

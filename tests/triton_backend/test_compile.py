@@ -16,7 +16,7 @@ if importlib.util.find_spec("triton") is None:
 MOST_SHARED = 101376
 
 #: Bytes per thread that may lie in memory for want of registers.
-MOST_STACK = 256
+MOST_STACK = 512
 
 ROOT = Path(__file__).resolve().parents[2]
 
