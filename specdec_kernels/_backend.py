@@ -118,7 +118,7 @@ def _unavailable(op: str, backend: str, reason: str) -> BackendUnavailableError:
     return BackendUnavailableError(f"{public}: backend must be available, got {backend!r}: {reason}")
 
 
-def _device_of(backend: str) -> str:
+def device_of(backend: str) -> str:
     """The type of the device whose tensors a backend with kernels takes."""
     if backend == "triton":
         return "cpu" if _library.triton_is_interpreted() else "cuda"
@@ -131,8 +131,8 @@ def _choose(op: str, backend: str | None, device: str) -> str:
         if chosen == _environment and chosen not in BACKENDS + DEVELOPMENT:
             raise ValueError(f"SPECDEC_BACKEND must be one of {', '.join(BACKENDS)}, got {chosen!r}")
         reason = _REASONS[op, _check_name(chosen)]
-        if reason is None and chosen != "reference" and device != _device_of(chosen):
-            no_gpu = (_device_of(chosen), device) == ("cuda", "cpu") and not torch.cuda.is_available()
+        if reason is None and chosen != "reference" and device != device_of(chosen):
+            no_gpu = (device_of(chosen), device) == ("cuda", "cpu") and not torch.cuda.is_available()
             reason = _NO_DEVICE if no_gpu else f"the tensors are on {device}"
         if reason is not None:
             raise _unavailable(op, chosen, reason)

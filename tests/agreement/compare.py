@@ -9,6 +9,7 @@ from torch import Tensor
 
 import python_ref.ops as oracle
 import specdec_kernels as sk
+from specdec_kernels._backend import device_of
 
 #: A relative change of p, q or a cumulative mass that may change a decision.
 TOLERANCE = 1e-5
@@ -38,11 +39,6 @@ class Tally:
         assert self.requests > 0
         assert self.near <= near * self.requests, str(self)
         assert self.different <= different * self.requests, str(self)
-
-
-def device_of(backend: str) -> str:
-    """The device that a backend computes on."""
-    return "cuda" if backend in ("cuda", "triton") else "cpu"
 
 
 def move(value: Any, device: str) -> Any:

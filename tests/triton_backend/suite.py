@@ -11,16 +11,9 @@ from agreement.cases import Draw
 
 import python_ref.ops as oracle
 import specdec_kernels as sk
-from specdec_kernels import _library
 
 BACKEND = "triton"
 VERIFY = ("verify_greedy", "verify_match", "verify_rejection")
-
-
-@pytest.fixture(autouse=True)
-def _device(monkeypatch):
-    device = "cpu" if _library.triton_is_interpreted() else "cuda"
-    monkeypatch.setattr(compare, "device_of", lambda backend: device)
 
 
 def near(tally):

@@ -1,0 +1,136 @@
+# mypy: ignore-errors
+"""The law that is left to be emitted after drafts were rejected, as a fold over scalars.
+
+With p the target's law, q that of the drafts, and c_1 .. c_k the rejected ones,
+
+    w(x) = p(x);   for j < k:   w(x) = max(w(x) - q_j(x), 0) / S_j
+
+where S_j is the sum of the numerators, and q_j is q (drawn with replacement), q without c_1 .. c_j and normalised
+(without), or 1 at c_j (a deterministic draft). Nothing of the size of the vocabulary is stored.
+
+Who does what: the program that walks down a request's tree computes a tile of w when it is needed. Memory traffic:
+per rejected draft one read of the blocks of both rows where p has mass (of a deterministic draft only the block of
+its id). The scalars of the rejected drafts lie in vectors of ``MOST`` registers, so a node has at most that many
+children that count; sample.draft draws no more. Sums inside blocks of 4,096 ids, then over blocks, each in one order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .cut import at
+from .law import NO_BOUND, load_kept
+from .race import race_of_blocks, race_of_ids
+from .random import RESIDUAL
+from .row import BLOCK, key_of, mass_of_tile, value_of, weigh, weigh_exactly
+
+#: Rejected drafts of one node.
+MOST = tl.constexpr(256)
+
+_BLOCK = tl.constexpr(BLOCK)
+
+
+class Rejected(NamedTuple):
+    """The drafts rejected so far: vectors of their tokens, of the mass of q that each was drawn from (relative to the
+    largest weight of q), and of ``1 / S``."""
+
+    count: Any
+    tokens: Any
+    rests: Any
+    inverses: Any
+
+
+@triton.jit
+def fold(w, q, ids, rejected, sampled, REPLACEMENT: tl.constexpr):
+    """What is left at some ids, from p and the unnormalised weights of q, float64."""
+    for j in range(0, rejected.count):
+        token = at(rejected.tokens, j, MOST)
+        inverse = at(rejected.inverses, j, MOST)
+        if sampled:
+            rest = at(rejected.rests, j, MOST)
+            share = tl.where(rest > 0, 1.0 / tl.where(rest > 0, rest, 1.0), 0.0)
+            w = tl.maximum(w - q * share, 0.0) * inverse
+            if not REPLACEMENT:
+                q = tl.where(ids == token, 0.0, q)
+        else:
+            w = tl.where(ids == token, 0.0, w) * inverse
+    return w
+
+
+@triton.jit
+def weight_at(law, token):
+    """The weight of one id in a law, float64; 0 if it was filtered or does not exist."""
+    value = value_of(law.row, token)
+    value = tl.where(key_of(value, token) >= law.cut, value, float("-inf"))
+    return weigh_exactly(value, law.largest, law.temperature)
+
+
+@triton.jit
+def fold_tile(p, q, block, rejected, sampled, REPLACEMENT: tl.constexpr, TILE: tl.constexpr):
+    """What is left at the ids of a block, and the ids."""
+    values, ids = load_kept(p.row, block, p.cut, NO_BOUND, TILE)
+    w = weigh_exactly(values, p.largest, p.temperature) / p.total
+    drafts = tl.zeros([TILE], tl.float64)
+    if sampled:
+        values, _ = load_kept(q.row, block, q.cut, NO_BOUND, TILE)
+        drafts = weigh_exactly(values, q.largest, q.temperature)
+    return fold(w, drafts, ids, rejected, sampled, REPLACEMENT), ids
+
+
+@triton.jit
+def masses_left(
+    p, q, rejected, masses, sampled, blocks, REPLACEMENT: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr
+):
+    """The masses of the blocks once the last of the rejected drafts (whose inverse is 1 still) is taken out of
+    ``masses``, those before it."""
+    index = tl.arange(0, NB)
+    last = at(rejected.tokens, rejected.count - 1, MOST)
+    for b in range(0, blocks):
+        if at(masses, b, NB) > 0:
+            if sampled | (last // _BLOCK == b):
+                values, ids = load_kept(p.row, b, p.cut, NO_BOUND, TILE)
+                drafts = tl.full([TILE], float("-inf"), tl.float32)
+                if sampled:
+                    drafts, _ = load_kept(q.row, b, q.cut, NO_BOUND, TILE)
+                if sampled & (rejected.count == 1):  # nothing is far below a maximum: single precision will do
+                    share = tl.where(q.total > 0, 1.0 / tl.where(q.total > 0, q.total, 1.0), 0.0).to(tl.float32)
+                    rest = weigh(values, p.largest, p.temperature) * (1.0 / p.total).to(tl.float32)
+                    rest -= weigh(drafts, q.largest, q.temperature) * share
+                    left = tl.sum(tl.maximum(rest, 0.0)).to(tl.float64)
+                else:
+                    w = weigh_exactly(values, p.largest, p.temperature) / p.total
+                    weights = weigh_exactly(drafts, q.largest, q.temperature)
+                    left = tl.sum(fold(w, weights, ids, rejected, sampled, REPLACEMENT))
+                masses = tl.where(index == b, left, masses)
+    return masses
+
+
+@triton.jit
+def drafts_left(q, masses, rejected, TILE: tl.constexpr, NB: tl.constexpr):
+    """The masses of the blocks of q without the rejected drafts, of which all but the last are out of ``masses``.
+
+    The mass of a block is summed anew: the difference of two sums is nothing but rounding where the drafter was sure.
+    """
+    block = at(rejected.tokens, rejected.count - 1, MOST) // _BLOCK
+    values, ids = load_kept(q.row, block.to(tl.int32), q.cut, NO_BOUND, TILE)
+    for j in range(0, rejected.count):
+        values = tl.where(ids == at(rejected.tokens, j, MOST), float("-inf"), values)
+    return tl.where(tl.arange(0, NB) == block, mass_of_tile(values, q.largest, q.temperature), masses)
+
+
+@triton.jit
+def draw_residual(
+    p, q, masses, rejected, sampled, seed, position, depth, node,
+    REPLACEMENT: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr,
+):  # fmt: skip
+    """An id of the law that is left, int64; -1 if there is none."""
+    zero = position * 0
+    block = race_of_blocks(masses, seed, position, RESIDUAL, depth, node, zero, NB)
+    token = zero - 1
+    if block >= 0:
+        w, ids = fold_tile(p, q, block, rejected, sampled, REPLACEMENT, TILE)
+        token += 1 + race_of_ids(ids, block * TILE, w, seed, position, RESIDUAL, depth, node, zero, TILE)
+    return token
