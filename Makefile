@@ -17,6 +17,8 @@ TRITON ?= "triton>=3.6"
 SYSTEM_TORCH := $(shell $(PYTHON) -c "import importlib.metadata as m; v = m.version('torch').split('.'); print(int((int(v[0]), int(v[1])) >= (2, 11)))" 2>/dev/null)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Processes that share the tests.
+TEST_JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet
 
 .PHONY: demo test lint bench gpu-check test-package test-sanitize test-soak clean
@@ -25,7 +27,7 @@ demo: $(STAMP)/demo
 	$(BIN)/specdec demo $(DEMO_OPTIONS)
 
 test: $(STAMP)/test
-	$(BIN)/python -m pytest $(TEST_OPTIONS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $(TEST_OPTIONS)
 
 lint: $(STAMP)/lint
 	$(BIN)/ruff check .

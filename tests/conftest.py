@@ -19,6 +19,9 @@ FUSED = ("cuda", "triton", "cpu", "emulated")
 # Folders whose inputs are too little work for a second thread: on a busy machine threads wait for each other.
 ONE_THREAD = ("agreement", "decoding", "dispatch", "docs", "laws")
 
+# Kernels run by the CPU step by step: a million trials would take hours.
+SLOW = ("emulated", "triton")
+
 # The suite is the same in every run; `--hypothesis-profile soak` looks for new examples.
 hypothesis.settings.register_profile("house", max_examples=1, deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("soak", max_examples=5000, deadline=None, print_blob=True)
@@ -56,6 +59,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.pluginmanager.register(_Tallies(), "tallies")
     config.addinivalue_line("markers", "op(*names): the ops that a test with the fixture `backend` calls")
     config.addinivalue_line("markers", "package: builds and installs distributions; see `make test-package`")
 
@@ -67,7 +71,8 @@ def pytest_generate_tests(metafunc):
     chosen = metafunc.config.getoption("--backend")
     if chosen is None:
         served = {b for b in FUSED if all(_backend.why_not(op, b) is None for op in ops)}
-        chosen = [b for b in FUSED if b in served | {"cpu"}]
+        slow = SLOW if metafunc.definition.path.parent.name == "laws" else ()
+        chosen = [b for b in FUSED if b in served | {"cpu"} and b not in slow]
     metafunc.parametrize("backend", [b for b in chosen if all(_backend.has_op(op, b) for op in ops)])
 
 
@@ -80,10 +85,31 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in late]
 
 
-def pytest_terminal_summary(terminalreporter):
+def _tallies():
+    """What the agreement tests of this process have counted."""
     compare = sys.modules.get("agreement.compare")
-    for tally in compare.TALLIES if compare else []:
-        terminalreporter.write_line(str(tally))
+    return [str(tally) for tally in compare.TALLIES] if compare else []
+
+
+class _Tallies:
+    """Collects the tallies of the processes that share the tests."""
+
+    def __init__(self):
+        self.lines = []
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node, error):
+        self.lines += getattr(node, "workeroutput", {}).get("tallies", [])
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tallies"] = _tallies()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in sorted(config.pluginmanager.get_plugin("tallies").lines + _tallies()):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -98,14 +98,16 @@ SPECDEC_SHARED double weight_of(float logit, float max, float temperature) {
 SPECDEC_SHARED_CALL Cut min_p_cut(float max, float temperature, float min_p, int64_t best_id) {
   if (min_p > 1.0f) return {max, best_id};
   int32_t low = ordered(-kLargest) - 1, high = ordered(max);  // high is kept, low is not
-  while (static_cast<int64_t>(high) - low > 1) {
-    const int32_t middle = static_cast<int32_t>((static_cast<int64_t>(high) + low) >> 1);
-    if (weight_of(from_ordered(middle), max, temperature) >= min_p) {
-      high = middle;
-    } else {
-      low = middle;
-    }
-  }
+  const auto narrow = [&](int64_t key) {
+    if (key <= low || key >= high) return;
+    const bool kept = weight_of(from_ordered(static_cast<int32_t>(key)), max, temperature) >= min_p;
+    (kept ? high : low) = static_cast<int32_t>(key);
+  };
+  // Near where the inverse of the weight says; wherever that is, it only narrows the bracket.
+  const int64_t near = ordered(static_cast<float>(max + temperature * log_double(min_p)));
+  narrow(near - 16);
+  narrow(near + 16);
+  while (static_cast<int64_t>(high) - low > 1) narrow((static_cast<int64_t>(high) + low) >> 1);
   return {from_ordered(high), kLastId};
 }
 

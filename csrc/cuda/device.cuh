@@ -15,6 +15,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <set>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -36,14 +40,21 @@ struct Launch {
 struct DeviceLimits {
   int max_cluster;  // 1: it has no clusters
   int64_t shared_bytes;
-  int multiprocessors;
 };
 
 #if defined(SPECDEC_EMULATED)
 
 inline DeviceLimits device_limits() {
   const emulator::Device device = emulator::device();
-  return {device.max_cluster, device.shared_bytes, device.multiprocessors};
+  return {device.max_cluster, device.shared_bytes};
+}
+
+// Clusters of a launch that the device runs at the same time, at most two blocks on a multiprocessor.
+template <class... P>
+int64_t clusters_at_once(void (*)(P...), const Launch& how) {
+  const emulator::Device device = emulator::device();
+  const int64_t blocks = 2 * static_cast<int64_t>(how.shared_bytes) <= device.shared_bytes ? 2 : 1;
+  return blocks * device.multiprocessors / how.cluster;
 }
 
 // Runs the grid before it returns. emulator_last_error() tells more than the code.
@@ -54,18 +65,93 @@ cudaError_t launch(void (*kernel)(P...), const Launch& how, A&&... arguments) {
 
 #else
 
-inline constexpr int kPortableCluster = 8;  // larger ones must be asked for
+inline constexpr size_t kPlainSharedBytes = 48 * 1024;  // more must be asked for
+inline constexpr int kPortableCluster = 8;              // larger ones must be asked for
 
 inline DeviceLimits device_limits() {
-  int device = 0, major = 0, bytes = 0, multiprocessors = 0;
+  int device = 0, major = 0, bytes = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  return {major >= 9 ? kPortableCluster : 1, bytes, multiprocessors};
+  return {major >= 9 ? kPortableCluster : 1, bytes};
 }
 
-inline constexpr size_t kPlainSharedBytes = 48 * 1024;  // more must be asked for
+// What has been asked of the driver, by kernel and device, for the life of the process. Shared memory is a state of the
+// kernel that host threads share: it is set once, to the most that the device allows, never to what one call needs.
+class KernelFacts {
+ public:
+  static KernelFacts& of_process() {
+    static KernelFacts facts;
+    return facts;
+  }
+
+  cudaError_t allow_shared_memory(const void* kernel) {
+    int device = 0;
+    cudaGetDevice(&device);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!allowed_.insert({kernel, device}).second) return cudaSuccess;
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(device_limits().shared_bytes));
+    if (error != cudaSuccess) allowed_.erase({kernel, device});
+    return error;
+  }
+
+  int64_t clusters_at_once(const void* kernel, const Launch& how) {
+    int device = 0;
+    cudaGetDevice(&device);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto [place, is_new] = clusters_.insert({{kernel, device, how.cluster, how.block.x, how.shared_bytes}, 0});
+    if (is_new) place->second = ask(kernel, device, how);
+    return place->second;
+  }
+
+ private:
+  static int64_t ask(const void* kernel, int device, const Launch& how) {
+    int count = 0;
+    cudaError_t error;
+    if (how.cluster > 1) {
+      cudaLaunchAttribute cluster{};
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
+      cudaLaunchConfig_t config{};
+      config.gridDim = dim3(static_cast<unsigned>(how.cluster));
+      config.blockDim = how.block;
+      config.dynamicSmemBytes = how.shared_bytes;
+      config.attrs = &cluster;
+      config.numAttrs = 1;
+      error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+    } else {
+      int multiprocessors = 0;
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, static_cast<int>(how.block.x),
+                                                            how.shared_bytes);
+      count *= multiprocessors;
+    }
+    if (error == cudaSuccess) return count;
+    (void)cudaGetLastError();
+    return 0;
+  }
+
+  std::mutex mutex_;
+  std::set<std::pair<const void*, int> > allowed_;
+  std::map<std::tuple<const void*, int, int, unsigned, size_t>, int64_t> clusters_;
+};
+
+template <class... P>
+cudaError_t allow_shared_memory(void (*kernel)(P...), const Launch& how) {
+  if (how.shared_bytes <= kPlainSharedBytes) return cudaSuccess;
+  return KernelFacts::of_process().allow_shared_memory(reinterpret_cast<const void*>(kernel));
+}
+
+// Clusters of a launch that the device runs at the same time; 0 if it cannot run one.
+template <class... P>
+int64_t clusters_at_once(void (*kernel)(P...), const Launch& how) {
+  if (allow_shared_memory(kernel, how) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return 0;
+  }
+  return KernelFacts::of_process().clusters_at_once(reinterpret_cast<const void*>(kernel), how);
+}
 
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), const Launch& how, A&&... arguments) {
@@ -79,11 +165,7 @@ cudaError_t launch(void (*kernel)(P...), const Launch& how, A&&... arguments) {
   config.stream = how.stream;
   config.attrs = &cluster;
   config.numAttrs = how.cluster > 1 ? 1 : 0;
-  cudaError_t error = cudaSuccess;
-  if (how.shared_bytes > kPlainSharedBytes) {
-    error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared_bytes));
-  }
+  cudaError_t error = allow_shared_memory(kernel, how);
   if (error == cudaSuccess && how.cluster > kPortableCluster) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }

@@ -118,8 +118,8 @@ class Team {
 struct Largest {
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
-struct Either {
-  __device__ unsigned operator()(unsigned a, unsigned b) const { return a | b; }
+struct Smallest {
+  __device__ float operator()(float a, float b) const { return fminf(a, b); }
 };
 
 // The smallest score so far; equal scores go to the lower id.

@@ -101,6 +101,8 @@ def run(stage: Stage, out: Path, root: Path, seconds: float) -> Result:
                 cwd=root,
                 env={**os.environ, **stage.environment},
                 start_new_session=True,
+                # A shell ignores it for what it starts in the background, and that is inherited.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         except OSError as error:
             result.state, result.note = NOT_RUN, f"{stage.command[0]}: {error.strerror}"

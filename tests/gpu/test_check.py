@@ -208,11 +208,11 @@ def test_what_fails_stops_nothing_and_is_shown(gpu_check):
 def test_what_hangs_is_stopped_and_the_next_has_its_turn(gpu_check):
     start = time.monotonic()
     done = gpu_check("--limit", "2", *only("tests-cuda", "bench"), HANG="tests-cuda")
-    assert time.monotonic() - start < 12
+    assert time.monotonic() - start < 30
     assert done.returncode == check.NOT_GOOD
     assert states(gpu_check.out) == {"tests-cuda": "timeout", "bench": "not run"}
     text = (gpu_check.out / "summary.md").read_text()
-    assert re.search(r"\| timeout \| \d \| 1 passed, stopped before its end; stopped after \d s \|", text), text
+    assert re.search(r"\| timeout \| \d+ \| 1 passed, stopped before its end; stopped after \d+ s \|", text), text
     assert "no time was left" in text
 
 
@@ -226,7 +226,7 @@ def test_a_stage_has_a_limit_of_its_own(tmp_path):
     tmp_path.joinpath("x").mkdir()
     slow = Stage("slow", "sleeps", ("sh", "-c", "echo begun; sleep 60 & exec sleep 60"), limit=0.3)
     result = run(slow, tmp_path / "x", processes.ROOT, 100.0)
-    assert (result.state, result.note) == ("timeout", "stopped after 0 s") and result.seconds < 5
+    assert (result.state, result.note) == ("timeout", "stopped after 0 s") and result.seconds < 30
     assert "begun" in (tmp_path / "x" / "slow.txt").read_text()
     assert run(Stage("next", "", ("true",)), tmp_path / "x", processes.ROOT, 100.0).state == "passed"
     lost = run(Stage("lost", "", ("/no/such/program",)), tmp_path / "x", processes.ROOT, 100.0)
@@ -330,7 +330,7 @@ def test_everything_fits_in_nine_minutes():
 
 def test_make_hands_on_what_it_is_given():
     # A make that runs these tests has left its own in the environment.
-    make = ["env", "-u", "PYTHON", "-u", "OUT", "-u", "GPU_CHECK_OPTIONS", "make", "-n", "gpu-check"]
+    make = ["env", "-u", "MAKELEVEL", "-u", "PYTHON", "-u", "OUT", "-u", "GPU_CHECK_OPTIONS", "make", "-n", "gpu-check"]
     given = ["PYTHON=python9", "OUT=some/where", "GPU_CHECK_OPTIONS=--only bench"]
     done = processes.run(make + given, {"MAKEFLAGS": ""}, processes.ROOT)
     assert done.stdout.strip() == 'python9 tests/gpu/check.py --out "some/where" --only bench', done.stderr

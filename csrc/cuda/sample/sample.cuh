@@ -143,7 +143,7 @@ inline cudaError_t launch_sample(const SampleParams& p, cudaStream_t stream) {
   const auto bytes_of = [](const Layout& layout) {
     return static_cast<int64_t>(sizeof(SampleStorage)) + LawMemory::bytes(layout, 0);
   };
-  const RowsCall<SampleParams> call{p, choose_layout(p.logits.columns, bytes_of)};
+  const RowsCall<SampleParams> call{p, choose_layout(sample_kernel, p.logits.columns, bytes_of)};
   return launch(sample_kernel, team_launch(call.layout, p.logits.rows, bytes_of(call.layout), stream), call);
 }
 
@@ -152,7 +152,7 @@ inline cudaError_t launch_draft(const DraftParams& p, cudaStream_t stream) {
   const auto bytes_of = [](const Layout& layout) {
     return static_cast<int64_t>(sizeof(DraftStorage)) + LawMemory::bytes(layout, kMaxDraws);
   };
-  const RowsCall<DraftParams> call{p, choose_layout(p.logits.columns, bytes_of)};
+  const RowsCall<DraftParams> call{p, choose_layout(draft_kernel, p.logits.columns, bytes_of)};
   return launch(draft_kernel, team_launch(call.layout, p.logits.rows, bytes_of(call.layout), stream), call);
 }
 

@@ -35,6 +35,13 @@ SPECDEC_STEP float bound_of_rank(Team& team, const Law& law, int64_t k) {
     }
   }
   bound = team.reduce(bound, -INFINITY, Largest());
+  if (bound == -INFINITY && k <= law.source->blocks() * kWarp) {  // every lane's maximum reaches the smallest of them
+    float smallest = INFINITY;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      smallest = fminf(smallest, law.memory.lane_max[i]);
+    }
+    bound = team.reduce(smallest, INFINITY, Smallest());
+  }
   return bound > -kLargest ? bound : -kLargest;
 }
 

@@ -2,8 +2,9 @@
 // Draws from a law by the two-level exponential race (common/race.h): every warp races the blocks that it owns, then
 // the block of the team that owns the winner races its ids with all its threads.
 //
-// Scores are estimated in single precision; whenever one comes within 1e-4 of the best so far, it is computed in double
-// precision, and these decide. The estimates may be off in their last digits, the winner is that of double precision.
+// Scores are estimated in single precision; those that come within 1e-4 of the best (and within what the estimate of
+// their weight may be off) are computed in double precision, and these decide. So the winner is that of double
+// precision, whoever looked at which ids.
 #pragma once
 
 #include "law.cuh"
@@ -34,9 +35,10 @@ struct Runner {
     if (!(weight > 0.0f)) return;
     const float score = estimate(word) / weight;
     if (!(score <= best * kNearBest)) return;
-    best = fminf(best, score);
     const double precise = exact();
-    if (precise > 0.0) winner.offer(exponential(word) / precise, id);
+    if (!(precise > 0.0)) return;
+    best = fminf(best, score);
+    winner.offer(exponential(word) / precise, id);
   }
 };
 
@@ -68,21 +70,48 @@ SPECDEC_STEP const float* open_block(const Team& team, const Law& law, int64_t b
   return buffer;
 }
 
-// The race of the ids of one block with weights estimate(i) and exact(i), i from its first id; for all threads.
+// A weight in single precision, and how far it may be off.
+struct Estimated {
+  float weight;
+  float slack;
+};
+
+// The race of the ids of one block with weights estimate_of(i) and exact_of(i), i from its first id; for all threads.
 template <class Estimate, class Exact>
 __device__ inline int64_t race_of_ids(Team& team, const Place& place, int64_t block, int count, bool owner,
                                       const Estimate& estimate_of, const Exact& exact_of) {
-  Runner runner;
-  if (owner) {
+  // Calls visit(word, weight, i) for the ids of this thread.
+  const auto ids = [&](const auto& visit) {
     for (int quad = static_cast<int>(threadIdx.x); 4 * quad < count; quad += static_cast<int>(blockDim.x)) {
       const PhiloxWords words = words_at(place, static_cast<uint32_t>(block * (kBlock / 4) + quad));
       for (int c = 0; c < 4 && 4 * quad + c < count; ++c) {
-        const int i = 4 * quad + c;
-        runner.offer(words.word[c], estimate_of(i), block * kBlock + i, [&] { return exact_of(i); });
+        const Estimated weight = estimate_of(4 * quad + c);
+        if (weight.weight + weight.slack > 0.0f) visit(words.word[c], weight, 4 * quad + c);
       }
     }
+  };
+  // No score can be better than `first`, and some score is at least as good as `sure`.
+  float first = INFINITY, sure = INFINITY;
+  if (owner) {
+    ids([&](uint32_t word, const Estimated& weight, int) {
+      // E(r) is at least (r + 0.5) 2^-32: most ids are too late without a logarithm.
+      const float most = weight.weight + weight.slack;
+      if ((static_cast<float>(word) + 0.5f) * 0x1p-32f > sure * kNearBest * most) return;
+      const float time = estimate(word);
+      first = fminf(first, time / most);
+      if (weight.weight > weight.slack) sure = fminf(sure, time / (weight.weight - weight.slack));
+    });
   }
-  return team.reduce(runner.winner, nobody(), Sooner()).id;
+  const float limit = team.reduce(sure, INFINITY, Smallest()) * kNearBest;
+  Winner winner = nobody();
+  if (owner && first <= limit) {
+    ids([&](uint32_t word, const Estimated& weight, int i) {
+      if (!(estimate(word) / (weight.weight + weight.slack) <= limit)) return;
+      const double precise = exact_of(i);
+      if (precise > 0.0) winner.offer(exponential(word) / precise, block * kBlock + i);
+    });
+  }
+  return team.reduce(winner, nobody(), Sooner()).id;
 }
 
 // A race of a listed source, whose ids lie anywhere in the row. The masses of the blocks of ids are added in fixed
@@ -128,7 +157,7 @@ SPECDEC_STEP int64_t draw_listed(Team& team, BinStorage& bins, const Law& law, c
     entries([&](float logit, int64_t id) {
       const int64_t at = id / kBlock - next.block;
       if (at < 0 || at >= kBins) return;
-      atomicAdd(&bins.bin[at], static_cast<Amount>(weigher(logit, reference) * static_cast<float>(unit)));
+      add_to(bins.bin[at], static_cast<Amount>(weigher(logit, reference) * static_cast<float>(unit)));
     });
     team.sync();
     for (int b = team.thread(); b < kBins; b += team.threads()) {
@@ -165,7 +194,10 @@ SPECDEC_STEP int64_t draw(Team& team, BinStorage& bins, const Law& law, const Pl
   }
   return race_of_ids(
       team, place, block, law.source->length(block), owner,
-      [&](int i) { return is_kept(law.cut, logits[i], block * kBlock + i) ? weigher(logits[i], highest) : 0.0f; },
+      [&](int i) {
+        const bool kept = is_kept(law.cut, logits[i], block * kBlock + i);
+        return Estimated{kept ? weigher(logits[i], highest) : 0.0f, 0.0f};
+      },
       [&](int i) { return law.weight(logits[i], block * kBlock + i); });
 }
 

@@ -70,12 +70,11 @@ class Residual {
     const bool owner = block % team_.size() == team_.rank();
     const float* targets = nullptr;
     const float* drafts = nullptr;
-    Shares shares{};
     if (owner) {
       targets = open_block(team_, p_, block);
       if (drawn()) drafts = open_block(team_, *q_, block);
-      shares = shares_of(static_cast<int>(block / team_.size()));
     }
+    const Shares shares = shares_of(owner ? static_cast<int>(block / team_.size()) : 0);
     return race_of_ids(
         team_, place, block, p_.source->length(block), owner,
         [&](int i) { return estimate_at(shares, targets, drafts, block, i); },
@@ -83,11 +82,13 @@ class Residual {
   }
 
  private:
-  // What the weights of a block are multiplied with.
+  // What is the same for all entries of a block.
   struct Shares {
+    Weigher target, draft;
     float p;        // 1 / total; for deterministic drafts also 1 / S of all rejected ones
     float largest;  // logit of q that its weights in this block are relative to
     double unit;    // the weight of that logit
+    float first;    // `unit` over what the first draft was drawn from
   };
 
   __device__ bool drawn() const { return q_ != nullptr && !q_->dead(); }
@@ -113,35 +114,50 @@ class Residual {
   }
 
   __device__ Shares shares_of(int own) const {
+    Shares shares{Weigher(p_.settings.temperature), Weigher(drawn() ? q_->settings.temperature : 1.0f), 0, 0, 0, 0};
     double scale = 1.0 / p_.total;
-    if (!drawn()) {
+    if (drawn()) {
+      shares.largest = q_->memory.stats[own].max;
+      shares.unit = shares.largest == -INFINITY ? 0.0 : weight_of(shares.largest, q_->max, q_->settings.temperature);
+      shares.first = share(shares.unit, 0);
+    } else {
       for (int j = 0; j < count_; ++j) scale *= shared_.inverse[j];
-      return {static_cast<float>(scale), 0.0f, 0.0};
     }
-    const float largest = q_->memory.stats[own].max;
-    const double unit = largest == -INFINITY ? 0.0 : weight_of(largest, q_->max, q_->settings.temperature);
-    return {static_cast<float>(scale), largest, unit};
+    shares.p = static_cast<float>(scale);
+    return shares;
   }
 
-  // What is left at an entry of a block; of rejected ids, whose fold is another one, in double precision.
-  __device__ __forceinline__ float estimate_at(const Shares& shares, const float* targets, const float* drafts,
-                                               int64_t block, int i) const {
+  __device__ float share(double unit, int j) const {
+    const double rest = shared_.q_rest[j];
+    return rest > 0.0 ? static_cast<float>(unit / rest) : 0.0f;
+  }
+
+  // What is left at an entry of a block; of rejected ids, whose fold is another one, in double precision. Where p and q
+  // are nearly equal, their difference is off by much more than either.
+  __device__ __forceinline__ Estimated estimate_at(const Shares& shares, const float* targets, const float* drafts,
+                                                   int64_t block, int i) const {
+    constexpr float kOff = 3e-6f;  // of a weight
     const int64_t id = block * kBlock + i;
     const float logit = targets[i];
-    if (logit == -INFINITY || !is_kept(p_.cut, logit, id)) return 0.0f;
-    if (is_rejected(id, count_)) return static_cast<float>(target(id));
-    float w = Weigher(p_.settings.temperature)(logit, p_.max) * shares.p;
-    if (drafts == nullptr) return w;
+    if (logit == -INFINITY || !is_kept(p_.cut, logit, id)) return {0.0f, 0.0f};
+    if (is_rejected(id, count_)) {
+      const float exact = static_cast<float>(target(id));
+      return {exact, kOff * exact};
+    }
+    float w = shares.target(logit, p_.max) * shares.p;
+    float slack = kOff * w;
+    if (drafts == nullptr) return {w, slack};
     const float other = drafts[i];
     const float q = shares.unit > 0.0 && other > -INFINITY && is_kept(q_->cut, other, id)
-                        ? Weigher(q_->settings.temperature)(other, shares.largest)
+                        ? shares.draft(other, shares.largest)
                         : 0.0f;
     for (int j = 0; j < count_; ++j) {
-      const double rest = shared_.q_rest[j];
-      const float share = rest > 0.0 ? static_cast<float>(shares.unit / rest) : 0.0f;
-      w = fmaxf(w - q * share, 0.0f) * static_cast<float>(shared_.inverse[j]);
+      const float taken = q * (j == 0 ? shares.first : share(shares.unit, j));
+      const float inverse = static_cast<float>(shared_.inverse[j]);
+      w = fmaxf(w - taken, 0.0f) * inverse;
+      slack = (slack + kOff * taken) * inverse;
     }
-    return w;
+    return {w, slack};
   }
 
   // By blocks, and in `left_`.
@@ -166,7 +182,7 @@ class Residual {
         const Shares shares = shares_of(own);
         const int count = p_.source->length(block);
         float mine = 0.0f;
-        for (int i = team_.lane(); i < count; i += kWarp) mine += estimate_at(shares, buffer, drafts, block, i);
+        for (int i = team_.lane(); i < count; i += kWarp) mine += estimate_at(shares, buffer, drafts, block, i).weight;
         sum = warp_reduce(mine, [](float a, float b) { return a + b; });
       }
       if (team_.lane() == 0) left_[own] = sum;

@@ -56,7 +56,7 @@ SPECDEC_STEP float logit_of(const Source& source, int64_t entry) {
 // One warp copies `count` elements, in pieces of 16 bytes where they are aligned. Whether this lane met a NaN.
 template <class T>
 __device__ inline bool copy_clean(const T* from, int count, float* to) {
-  constexpr int kPack = 16 / sizeof(T), kAhead = 4;
+  constexpr int kPack = 16 / sizeof(T), kAhead = sizeof(T) == 2 ? 8 : 4;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   bool nan = false;
   int done = 0;
@@ -142,25 +142,29 @@ struct Layout {
   SPECDEC_HD int buffers() const { return cached ? owned() : warps; }
 };
 
-// How a team is laid out for rows of so many ids; `bytes_of(layout)` is the shared memory of one of its blocks.
-template <class BytesOf>
-Layout choose_layout(int64_t vocab, const BytesOf& bytes_of) {
+inline Launch team_launch(const Layout& layout, int64_t teams, int64_t shared_bytes, cudaStream_t stream) {
+  return {static_cast<unsigned>(teams * layout.cluster), static_cast<unsigned>(layout.warps * kWarp),
+          static_cast<size_t>(shared_bytes), stream, layout.cluster};
+}
+
+// How a team is laid out for rows of so many ids; `bytes_of(layout)` is the shared memory of one of its blocks. A
+// cluster that finds no room, as on a part of a GPU, is halved.
+template <class Kernel, class BytesOf>
+Layout choose_layout(Kernel kernel, int64_t vocab, const BytesOf& bytes_of) {
   const DeviceLimits device = device_limits();
   Layout layout;
   layout.blocks = (vocab + kBlock - 1) / kBlock;
   const int64_t most = device.max_cluster < kMaxCluster ? device.max_cluster : kMaxCluster;
   layout.cluster = static_cast<int>(layout.blocks < most ? layout.blocks : most);
-  layout.warps = layout.owned() < kMaxWarps ? layout.owned() : kMaxWarps;
-  layout.cached = true;
-  if (bytes_of(layout) <= device.shared_bytes) return layout;
-  layout.cached = false;
-  while (layout.warps > 1 && bytes_of(layout) > device.shared_bytes) --layout.warps;
-  return layout;
-}
-
-inline Launch team_launch(const Layout& layout, int64_t teams, int64_t shared_bytes, cudaStream_t stream) {
-  return {static_cast<unsigned>(teams * layout.cluster), static_cast<unsigned>(layout.warps * kWarp),
-          static_cast<size_t>(shared_bytes), stream, layout.cluster};
+  for (;; layout.cluster /= 2) {
+    layout.warps = layout.owned() < kMaxWarps ? layout.owned() : kMaxWarps;
+    layout.cached = true;
+    if (bytes_of(layout) > device.shared_bytes) layout.cached = false;
+    while (layout.warps > 1 && bytes_of(layout) > device.shared_bytes) --layout.warps;
+    if (layout.cluster == 1 || clusters_at_once(kernel, team_launch(layout, 1, bytes_of(layout), nullptr)) > 0) {
+      return layout;
+    }
+  }
 }
 
 }  // namespace specdec::cuda

@@ -25,6 +25,16 @@ struct BinStorage {
   Amount sum[kBins];  // over the team, in its first block
 };
 
+// Adds to a 64-bit number in two halves: shared memory has no such addition of its own. The carry goes up with whoever
+// caused it, so that the sum does not depend on the order.
+__device__ __forceinline__ void add_to(Amount& bin, Amount amount) {
+  unsigned* halves = reinterpret_cast<unsigned*>(&bin);
+  const unsigned low = static_cast<unsigned>(amount);
+  const unsigned before = atomicAdd(&halves[0], low);
+  const unsigned high = static_cast<unsigned>(amount >> 32) + (before + low < before ? 1u : 0u);
+  if (high != 0) atomicAdd(&halves[1], high);
+}
+
 struct Chosen {
   int64_t key;
   Amount above;  // of what has a larger key
@@ -92,7 +102,7 @@ __device__ inline Chosen select(Team& team, BinStorage& bins, int64_t low, int64
     for (int b = static_cast<int>(threadIdx.x); b < kBins; b += static_cast<int>(blockDim.x)) bins.bin[b] = 0;
     __syncthreads();
     visit([&](int64_t key, Amount amount) {
-      if (key >= low && key <= high) atomicAdd(&bins.bin[(key - low) >> shift], amount);
+      if (key >= low && key <= high) add_to(bins.bin[(key - low) >> shift], amount);
     });
     const ChosenBin chosen = choose_bin(team, bins, limit - above);
     if (chosen.bin < 0) return {low, above, false};
@@ -120,7 +130,7 @@ __device__ inline Chosen select_value(Team& team, BinStorage& bins, const Keys& 
     for (int b = static_cast<int>(threadIdx.x); b < kBins; b += static_cast<int>(blockDim.x)) bins.bin[b] = 0;
     __syncthreads();
     visit([&](float value, Amount amount) {
-      if (value >= least && value <= most) atomicAdd(&bins.bin[bin_of(value)], amount);
+      if (value >= least && value <= most) add_to(bins.bin[bin_of(value)], amount);
     });
     const ChosenBin chosen = choose_bin(team, bins, limit);
     if (chosen.bin < 0) return {low, 0, false};

@@ -108,8 +108,8 @@ class Decider {
   }
 
   // The sources of a node lie in shared memory: registers are for the passes over rows.
+  // Nobody reads those of the node before any more: a barrier lies between two nodes.
   __device__ void prepare(int32_t node) {
-    team_.sync();
     if (threadIdx.x == 0) {
       shared_.target = row_source(p_.call.logits, p_.call.row_of(owner(node)));
       shared_.raw = shared_.target;

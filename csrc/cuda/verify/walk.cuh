@@ -201,12 +201,11 @@ __global__ void SPECDEC_TEAM_BOUNDS walk_kernel(const __grid_constant__ WalkPara
   team.sync();
 }
 
-// How many teams a request gets: as many as the GPU holds at a time, two blocks on each multiprocessor, and not more
-// than it has nodes.
-inline int teams_of_request(const TreeView& tree, const Layout& layout) {
-  const int64_t held = 2ll * device_limits().multiprocessors / layout.cluster;
+// How many teams a request gets: as many as the GPU runs at a time, so that nobody decides nodes before the teams of
+// those above them have started, and not more than it has nodes.
+inline int teams_of_request(const TreeView& tree, int64_t at_once) {
   const int64_t nodes = (tree.total + tree.batch - 1) / tree.batch;
-  int64_t teams = (held + tree.batch - 1) / tree.batch;
+  int64_t teams = at_once / tree.batch;
   teams = teams < nodes ? teams : nodes;
   teams = teams < kMaxTeams ? teams : kMaxTeams;
   return static_cast<int>(teams < 1 ? 1 : teams);
@@ -225,13 +224,14 @@ cudaError_t launch_walk(const VerifyParams& p, void* workspace, cudaStream_t str
   const auto bytes_of = [&](const Layout& layout) {
     return static_cast<int64_t>(sizeof(VerifyStorage)) + VerifyMemory::bytes(kRule, walk.drawn, layout);
   };
-  walk.layout = choose_layout(p.call.logits.columns, bytes_of);
-  walk.teams = teams_of_request(tree, walk.layout);
+  const auto kernel = walk_kernel<kRule>;
+  walk.layout = choose_layout(kernel, p.call.logits.columns, bytes_of);
+  const int64_t bytes = bytes_of(walk.layout);
+  walk.teams = teams_of_request(tree, clusters_at_once(kernel, team_launch(walk.layout, 1, bytes, stream)));
   const cudaError_t error =
       launch(prepare_walk_kernel, {static_cast<unsigned>(tree.batch), kPrepareThreads, 0, stream}, walk);
   if (error != cudaSuccess || tree.total == 0) return error;
-  return launch(walk_kernel<kRule>, team_launch(walk.layout, tree.batch * walk.teams, bytes_of(walk.layout), stream),
-                walk);
+  return launch(kernel, team_launch(walk.layout, tree.batch * walk.teams, bytes, stream), walk);
 }
 
 inline cudaError_t launch_verify(const VerifyParams& p, void* workspace, cudaStream_t stream) {
