@@ -56,7 +56,7 @@ SPECDEC_STEP float logit_of(const Source& source, int64_t entry) {
 // One warp copies `count` elements, in pieces of 16 bytes where they are aligned. Whether this lane met a NaN.
 template <class T>
 __device__ inline bool copy_clean(const T* from, int count, float* to) {
-  constexpr int kPack = 16 / sizeof(T), kAhead = sizeof(T) == 2 ? 8 : 4;
+  constexpr int kPack = 16 / sizeof(T), kAhead = 4;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   bool nan = false;
   int done = 0;
