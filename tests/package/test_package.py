@@ -97,7 +97,8 @@ def test_the_source_distribution_is_complete(source, sdist):
 def test_the_wheel_holds_the_packages_and_the_modules_and_nothing_else(source, wheel):
     with zipfile.ZipFile(wheel) as packed:
         names = set(packed.namelist())
-    assert {"specdec_kernels/_C.abi3.so", "specdec_kernels/py.typed"} <= names
+    assert {"specdec_kernels/_C.abi3.so", "specdec_kernels/py.typed", "specdec_kernels/triton/verify.py"} <= names
+    assert "specdec_kernels/_C_emulated.abi3.so" not in names  # for development alone
     if shutil.which("nvcc"):
         assert "specdec_kernels/_C_cuda.abi3.so" in names
     assert {str(path.relative_to(source)) for path in shipped(source)} <= names
