@@ -60,6 +60,32 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("kB", lambda row: _number(None if row.extra_bytes is None else row.extra_bytes / 1e3)),
         ("goal", _goal),
     ),
+    "attention": (
+        ("case", lambda row: row.case),
+        ("time", lambda row: duration(row.time_us)),
+        ("GB/s", lambda row: _number(row.gb_per_s)),
+        ("of read", lambda row: _share(row.share_of_read)),
+        ("of copy", lambda row: _share(row.share_of_copy)),
+        ("eager", lambda row: _times(row.speedup_over_eager)),
+        ("contiguous", lambda row: _times(row.speedup_over_contiguous)),
+        ("goal", _goal),
+    ),
+    "kv": (
+        ("case", lambda row: row.case),
+        ("variant", lambda row: row.variant),
+        ("time", lambda row: duration(row.time_us)),
+        ("GB/s", lambda row: _number(row.gb_per_s)),
+        ("of copy", lambda row: _share(row.share_of_copy)),
+        ("eager", lambda row: _times(row.speedup_over_eager)),
+        ("compile", lambda row: _times(row.speedup_over_compile)),
+        ("goal", _goal),
+    ),
+    "tree": (
+        ("op", _op),
+        ("time", lambda row: duration(row.time_us)),
+        ("eager", lambda row: _times(row.speedup_over_eager)),
+        ("goal", _goal),
+    ),
     "linear": (
         ("case", lambda row: row.case),
         ("time", lambda row: duration(row.time_us)),
@@ -91,6 +117,11 @@ _GPU_VERIFY: tuple[Column, ...] = (
 )
 
 _LEGEND = {
+    "attention": "of read, of copy: share of the bandwidth for needed bytes. eager: speed-up over PyTorch on gathered pages; "
+    "contiguous: on keys and values in one piece. Goals: of read (of copy on a GPU), eager, contiguous.",
+    "kv": "of copy: share of the copy bandwidth, each moved byte read and written. eager: speed-up over index_select and "
+    "index_copy_ per tensor; compile: the same compiled. Goals: eager; on a GPU microseconds, from 64 MB on of copy.",
+    "tree": "eager: speed-up over the same in Python, one request after the other. Goals: eager, on a GPU microseconds.",
     "verify": "drafts: which of them are accepted. amax: time in units of torch.amax over all rows, and so the goal. "
     "eager, compile: speed-up over the same in PyTorch. kB: memory beyond the inputs.",
     "linear": "of read: share of the fastest plain read of as many bytes. one row: time over the best one-row time. "
@@ -114,7 +145,7 @@ def tables(family: str, rows: Sequence[Row], backends: Sequence[str], device: st
     columns = _GPU_VERIFY if on_gpu else _COLUMNS[family]
     parts: dict[str, list[Row]] = {}
     for row in of_backends(rows, backends):
-        shape = row.shape if on_gpu or family == "linear" else None
+        shape = row.shape if on_gpu or family not in ("verify", "overhead") else None
         title = ", ".join(part for part in (row.dtype, row.data, shape) if part)
         parts.setdefault(title, []).append(row)
     made: list[RenderableType] = []

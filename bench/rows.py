@@ -17,6 +17,8 @@ _UNITS = {
     "share_of_read": "of read bandwidth",
     "share_of_copy": "of copy bandwidth",
     "ratio_to_one_row": "x one row",
+    "speedup_over_eager": "x eager",
+    "speedup_over_contiguous": "x eager contiguous",
     "extra_bytes": "bytes extra",
 }
 
@@ -48,7 +50,7 @@ class Row:
     """One variant of one case on one machine. Fields that do not apply, or were not measured, are None.
 
     Attributes:
-        family: ``verify``, ``linear`` or ``overhead``.
+        family: such as ``verify``.
         op: the op, ``<family>_<function>``.
         case: what distinguishes cases of one op: filters, number of rows, ...
         variant: a backend of the op, or the name of a baseline.
@@ -70,6 +72,7 @@ class Row:
         speedup_over_eager: median time of the eager baseline over that of this row.
         speedup_over_compile: the same for the compiled baseline.
         speedup_over_flashinfer: the same for the peer of that name.
+        speedup_over_contiguous: the same for PyTorch on keys and values that lie in one piece.
         ratio_to_one_row: median time over the best median time of one row.
         extra_bytes: memory that a call needs beyond its inputs, results included.
         goal: the goals of the row, as text.
@@ -109,6 +112,7 @@ class Row:
     speedup_over_eager: float | None = None
     speedup_over_compile: float | None = None
     speedup_over_flashinfer: float | None = None
+    speedup_over_contiguous: float | None = None
     ratio_to_one_row: float | None = None
     extra_bytes: int | None = None
     goal: str | None = None

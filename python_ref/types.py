@@ -10,7 +10,7 @@ from torch import Tensor
 
 #: Bits of ``status``: a NaN was read; nothing could be emitted; the residual had no mass and the
 #: target's law was sampled; a tree or an index was malformed.
-NAN, DEAD_END, RESIDUAL_FALLBACK, MALFORMED = 1, 2, 4, 8
+NAN, DEAD_END, RESIDUAL_FALLBACK, MALFORMED, PAGE_OUT_OF_RANGE = 1, 2, 4, 8, 16
 
 #: Orders of the filters; the first is the default.
 FILTER_ORDERS = ("top_k_first", "joint", "min_p_first")
@@ -90,6 +90,84 @@ class Sampling(NamedTuple):
             column(seed, torch.int64),
             filter_order,
         )
+
+
+class Links(NamedTuple):
+    """Trees as lists of links, ``[B, N]`` each: local nodes, -1 where there is none.
+
+    Attributes:
+        first_child: of each node.
+        next_sibling: of each node.
+        retrieve_index: global row of each live node.
+    """
+
+    first_child: Tensor
+    next_sibling: Tensor
+    retrieve_index: Tensor
+
+
+class Expansion(NamedTuple):
+    """One level of a growing tree.
+
+    Attributes:
+        tokens: ``[B, W*num]`` int64, children of all beams, best first within a beam; -1 = none.
+        scores: ``[B, W*num]`` float32, their scores.
+        beams: ``[B, beams]`` int32, columns of the best children, best first; -1 = none.
+    """
+
+    tokens: Tensor
+    scores: Tensor
+    beams: Tensor
+
+
+class TreeShape(NamedTuple):
+    """The shape of a tree as lists in depth-first pre-order, the root first.
+
+    Attributes:
+        parents: of each node; the root has -1.
+        ranks: which child of its parent each node is; the root has 0.
+        depths: of each node.
+        ends: exclusive ends of the subtrees.
+        expected: expected tokens of a step.
+        rate: expected tokens per unit of time.
+    """
+
+    parents: list[int]
+    ranks: list[int]
+    depths: list[int]
+    ends: list[int]
+    expected: float
+    rate: float
+
+
+class KvGroup(NamedTuple):
+    """Tensors whose rows lie at the same places; a field that is None is that of the call.
+
+    Attributes:
+        tensors: ``[num_pages, page_size, ...]`` each.
+        block_table: ``[B, max_pages]`` page ids, or ``[rows, max_pages]`` with ``table_rows``.
+        page_size: positions of a page; None: that of the tensors.
+        context_lens: ``[B]``, committed positions.
+        slots: ``[T]`` int32, slot of each node behind the context.
+        table_rows: ``[B]``, row of the block table of each request.
+    """
+
+    tensors: Sequence[Tensor]
+    block_table: Tensor | None = None
+    page_size: int | None = None
+    context_lens: Tensor | None = None
+    slots: Tensor | None = None
+    table_rows: Tensor | None = None
+
+
+class KvBuffers(NamedTuple):
+    """Everything whose rows are moved together.
+
+    Attributes:
+        groups: tensors, or groups of them.
+    """
+
+    groups: Sequence[Tensor] | Sequence[KvGroup]
 
 
 class VerifyResult(NamedTuple):

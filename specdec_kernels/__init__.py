@@ -5,21 +5,28 @@ engine-neutral ops: :mod:`tree` builds draft trees, :mod:`verify` decides straig
 :mod:`sample` draws, :mod:`draft` guesses, and :mod:`linear` multiplies few rows on the CPU.
 """
 
-from . import _fake, draft, linear, sample, tree, verify
+from . import _fake, attention, draft, kv, linear, sample, tree, verify
 from ._backend import BACKENDS, BackendUnavailableError, available_backends, use_backend
-from .types import Sampling, Status, TokenTree, VerifyResult
+from .types import Expansion, KvBuffers, KvGroup, Links, Sampling, Status, TokenTree, TreeShape, VerifyResult
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BACKENDS",
     "BackendUnavailableError",
+    "Expansion",
+    "KvBuffers",
+    "KvGroup",
+    "Links",
     "Sampling",
     "Status",
     "TokenTree",
+    "TreeShape",
     "VerifyResult",
+    "attention",
     "available_backends",
     "draft",
+    "kv",
     "linear",
     "sample",
     "tree",

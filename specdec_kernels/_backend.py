@@ -73,14 +73,12 @@ def _why_not(op: str, backend: str) -> str | None:
         return None
     if backend == "triton":
         return None if importlib.util.find_spec("triton") else "the package triton is not installed"
-    if backend == "emulated":
-        return None if _library.EMULATED is None else f"module specdec_kernels._C_emulated is {_library.EMULATED}"
-    module, key = ("_C", "CPU") if backend == "cpu" else ("_C_cuda", "CUDA")
-    reason = _library.MODULES[module]
+    module, key = {"cpu": ("_C", "CPU"), "cuda": ("_C_cuda", "CUDA"), "emulated": ("_C_emulated", "CPU")}[backend]
+    reason = _library.EMULATED if backend == "emulated" else _library.MODULES[module]
     if reason is not None:
         return f"module specdec_kernels.{module} is {reason}"
-    if not _library.has_kernel(op, key):
-        return f"module {module} has no kernel for it yet"
+    if not _library.has_kernel(op, key, _library.NAMESPACES[backend]):
+        return f"module {module} has no kernel for it"
     return None
 
 

@@ -12,7 +12,8 @@ from ._schema import OPS
 
 def _writes_only(*arguments: Any) -> None:
     """Nothing to compute; tensors on several devices are refused, as a launcher would."""
-    devices = {argument.device for argument in arguments if isinstance(argument, torch.Tensor)}
+    every = [item for argument in arguments for item in (argument if isinstance(argument, list) else (argument,))]
+    devices = {item.device for item in every if isinstance(item, torch.Tensor)}
     if len(devices) > 1:
         raise RuntimeError(f"all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")
 

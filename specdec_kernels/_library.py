@@ -98,7 +98,7 @@ def module_path(module: str) -> str | None:
     return None if loaded is None else str(loaded.__file__)
 
 
-def has_kernel(op: str, dispatch_key: str) -> bool:
-    """Whether a kernel is registered for the op under a dispatch key such as ``"CPU"`` or
+def has_kernel(op: str, dispatch_key: str, space: str = "specdec") -> bool:
+    """Whether a kernel is registered for the op of a namespace under a dispatch key such as ``"CPU"`` or
     ``"CUDA"``."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"specdec::{op}", dispatch_key))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::{op}", dispatch_key))

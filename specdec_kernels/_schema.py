@@ -28,8 +28,15 @@ from pathlib import Path
 FILTER_ORDERS = ("top_k_first", "joint", "min_p_first")
 LOGPROBS = (None, "processed", "raw")
 REJECTION_RULES = ("token",)
+VISIBILITIES = ("tree", "block")
+MASK_LAYOUTS = ("full", "query", "words")
 
 _TREE = "Tensor cu_nodes, Tensor tokens, Tensor parents, Tensor depths, Tensor ends"
+_NEW_TREE = (
+    "Tensor(a!) cu_nodes, Tensor(b!) tokens, Tensor(c!) parents, Tensor(d!) depths, Tensor(e!) ends, Tensor(f!) status"
+)
+_PAGES = "Tensor block_table, Tensor? table_rows, Tensor context_lens"
+_NODES = f"{_TREE}, Tensor? slots, int max_nodes, int max_depth, Tensor? query_nodes, Tensor? cu_queries"
 _SAMPLING = "Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor? min_p, Tensor seed, int filter_order"
 _LAW = "Tensor? allowed, Tensor? allowed_rows"
 _BATCH = "Tensor? active, Tensor? max_tokens, int logprobs_mode"
@@ -88,6 +95,29 @@ OPS: tuple[Op, ...] = (
         "Tensor(c!) parents, Tensor(d!) depths, Tensor(e!) ends, Tensor(f!) status",
     ),
     Op(
+        "tree_from_parents",
+        "Tensor given_tokens, Tensor given_parents, Tensor cu_nodes, Tensor? lengths, int max_nodes, int max_depth, "
+        "Tensor(a!) tokens, Tensor(b!) parents, Tensor(c!) depths, Tensor(d!) ends, Tensor(e!)? slots, "
+        "Tensor(f!) order, Tensor(g!) status",
+    ),
+    Op(
+        "tree_from_beams",
+        "Tensor root_tokens, Tensor pool_tokens, Tensor pool_parents, Tensor scores, Tensor? lengths, "
+        f"Tensor? budgets, int max_nodes, int max_depth, {_NEW_TREE}, Tensor(g!) order",
+    ),
+    Op(
+        "tree_best_first",
+        "Tensor root_tokens, Tensor log_probs, Tensor token_ids, Tensor? budgets, int max_nodes, int total_budget, "
+        f"{_NEW_TREE}, Tensor(g!)? scores",
+    ),
+    Op("tree_to_dense_mask", f"{_TREE}, Tensor(a!) mask"),
+    Op(
+        "tree_to_packed_mask",
+        f"{_TREE}, Tensor? context_lens, int layout, int max_nodes, Tensor(a!) mask, Tensor(b!)? indptr",
+    ),
+    Op("tree_to_links", f"{_TREE}, Tensor(a!) first_child, Tensor(b!) next_sibling, Tensor(c!) retrieve_index"),
+    Op("tree_to_paths", f"{_TREE}, Tensor(a!) paths, Tensor(b!) num_paths"),
+    Op(
         "sample_sample",
         f"Tensor logits, {_SAMPLING}, Tensor positions, {_LAW}, Tensor? active, "
         "Tensor(a!) out_tokens, Tensor(b!) status",
@@ -115,6 +145,29 @@ OPS: tuple[Op, ...] = (
         "draft_ngram_lookup",
         "Tensor history, Tensor lengths, int min_n, int max_n, Tensor? active, Tensor(a!) drafts, Tensor(b!) counts",
     ),
+    Op(
+        "draft_expand",
+        "Tensor logits, Tensor? scores, int num, Tensor? draft_to_target, "
+        "Tensor(a!) tokens, Tensor(b!) child_scores, Tensor(c!) beams",
+    ),
+    Op(
+        "attention_tree_attention",
+        f"Tensor query, Tensor key_cache, Tensor value_cache, {_PAGES}, {_NODES}, float scale, float softcap, "
+        "int window, Tensor? sinks, Tensor? key_scale, Tensor? value_scale, int visibility, Tensor? active, "
+        "Tensor(a!) out, Tensor(b!) lse, Tensor(c!)? status",
+    ),
+    Op("attention_merge_states", "Tensor values, Tensor lses, Tensor(a!) out, Tensor(b!) lse"),
+    Op(
+        "kv_write",
+        f"Tensor key, Tensor? value, {_PAGES}, {_NODES}, Tensor? key_scale, Tensor? value_scale, Tensor? active, "
+        "Tensor(a!) key_cache, Tensor(b!)? value_cache, Tensor(c!)? status",
+    ),
+    Op(
+        "kv_commit",
+        "Tensor(a!)[] buffers, int[] group_sizes, Tensor[] block_tables, Tensor?[] table_rows, Tensor[] context_lens, "
+        "Tensor?[] slots, Tensor? cu_nodes, Tensor path, Tensor num_tokens, Tensor? active, Tensor(b!)? status",
+    ),
+    Op("kv_gather", "Tensor values, Tensor cu_nodes, Tensor path, Tensor num_tokens, Tensor(a!) out"),
     Op("linear_pack", "Tensor weight, Tensor(a!) packed, Tensor(b!)? scales", ("cpu", "reference")),
     Op(
         "linear_skinny",
@@ -135,6 +188,8 @@ _CPP_TYPES = {
 
 
 def _cpp_type(schema_type: str) -> str:
+    if schema_type.endswith("[]"):
+        return f"std::vector<{_cpp_type(schema_type.removesuffix('[]'))}>"
     base = _CPP_TYPES[schema_type.removesuffix("?")]
     return f"std::optional<{base}>" if schema_type.endswith("?") else base
 
@@ -147,6 +202,7 @@ def cpp_header() -> str:
         "#include <cstdint>",
         "#include <optional>",
         "#include <string>",
+        "#include <vector>",
         "#include <torch/csrc/stable/tensor.h>",
         "namespace specdec::schema {",
     ]

@@ -15,6 +15,7 @@ from ._schema import FILTER_ORDERS, LOGPROBS
 from .types import Sampling, Status, TokenTree, VerifyResult
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+CACHES = (*FLOATS, torch.float8_e4m3fn, torch.float8_e5m2)
 INDICES = (torch.int32, torch.int64)
 INT32 = (torch.int32,)
 INT64 = (torch.int64,)
@@ -131,17 +132,33 @@ def token_tree(op: str, tree: TokenTree) -> tuple[int, int, torch.device]:
     return tree.cu_nodes.shape[0] - 1, count, device
 
 
-def new_tree(op: str, out: TokenTree, batch: int, count: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Check a tree that is written in place."""
+def new_tree(
+    op: str,
+    out: TokenTree,
+    batch: int,
+    count: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    name: str = "out",
+    offsets: bool = True,
+) -> None:
+    """Check a tree that is written in place, with or without its ``cu_nodes``."""
     if not hasattr(out, "cu_nodes"):
-        raise TypeError(f"{op}: out must be a TokenTree, got {type(out).__name__}")
-    output(op, "out.cu_nodes", out.cu_nodes, (batch + 1,), INT32, device)
-    output(op, "out.tokens", out.tokens, (count,), (dtype,), device)
-    for name in ("parents", "depths", "ends"):
-        output(op, f"out.{name}", getattr(out, name), (count,), INT32, device)
+        raise TypeError(f"{op}: {name} must be a TokenTree, got {type(out).__name__}")
+    if offsets:
+        output(op, f"{name}.cu_nodes", out.cu_nodes, (batch + 1,), INT32, device)
+    output(op, f"{name}.tokens", out.tokens, (count,), (dtype,), device)
+    for field in ("parents", "depths", "ends"):
+        output(op, f"{name}.{field}", getattr(out, field), (count,), INT32, device)
     if out.status is None:
-        raise ValueError(f"{op}: out.status must be given, got None")
-    output(op, "out.status", out.status, (batch,), INT32, device)
+        raise ValueError(f"{op}: {name}.status must be given, got None")
+    output(op, f"{name}.status", out.status, (batch,), INT32, device)
+
+
+def pair(op: str, name: str, value: object, kind: str = "a pair of tensors") -> None:
+    """Check that something is a pair."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{op}: {name} must be {kind}, got {type(value).__name__}")
 
 
 def sampling(
@@ -237,3 +254,55 @@ def raise_on_bad_data(op: str, status: Tensor | None) -> None:
         flagged = (status & bit).nonzero().flatten()
         if flagged.numel():
             raise ValueError(f"{op}: {text}, got status {bit} for requests {flagged.numpy(force=True)}")
+
+
+def pages(
+    op: str, block_table: Tensor, table_rows: Tensor | None, context_lens: Tensor, batch: int, device: torch.device
+) -> None:
+    """Check the arguments that say where positions of requests lie."""
+    tensor(op, "block_table", block_table, (batch if table_rows is None else "rows", "max_pages"), INDICES, device)
+    if table_rows is not None:
+        tensor(op, "table_rows", table_rows, (batch,), INDICES, device)
+    tensor(op, "context_lens", context_lens, (batch,), INDICES, device)
+
+
+def cache(op: str, name: str, value: Tensor, shape: tuple[int | str, ...], device: torch.device) -> None:
+    """Check a paged cache of keys or values: any strides but that of the last dimension, pages of 2^n slots."""
+    tensor(op, name, value, shape, CACHES, device)
+    if value.shape[3] > 1 and value.stride(3) != 1:
+        raise ValueError(f"{op}: {name} must have unit stride in the last dimension, got {value.stride(3)}")
+    size = value.shape[1]
+    if size < 1 or size & (size - 1):
+        raise ValueError(f"{op}: {name} must have a page size that is a power of two, got {size}")
+
+
+def cache_scale(op: str, name: str, value: Tensor | None, heads: int, device: torch.device) -> None:
+    """Check the factors of a quantised cache: one, or one per head."""
+    if value is not None:
+        one = isinstance(value, Tensor) and value.shape == (1,)
+        tensor(op, name, value, (1 if one else heads,), FLOAT32, device)
+
+
+def tree_nodes(
+    op: str, tree: TokenTree, query_nodes: Tensor | None, cu_queries: Tensor | None
+) -> tuple[int, int, torch.device]:
+    """Check a tree with its slots, and which of its nodes a call is about; requests, rows of the call, device."""
+    batch, count, device = token_tree(op, tree)
+    if tree.slots is not None:
+        tensor(op, "tree.slots", tree.slots, (count,), INT32, device)
+    if query_nodes is None and cu_queries is None:
+        return batch, count, device
+    if query_nodes is None or cu_queries is None:
+        missing = "query_nodes" if query_nodes is None else "cu_queries"
+        raise ValueError(f"{op}: {missing} must be given together with the other, got None")
+    tensor(op, "query_nodes", query_nodes, ("Tq",), INDICES, device)
+    tensor(op, "cu_queries", cu_queries, (batch + 1,), INT32, device)
+    return batch, query_nodes.shape[0], device
+
+
+def options(op: str, active: Tensor | None, status: Tensor | None, batch: int, device: torch.device) -> None:
+    """Check the switch and the flags of an op that takes both."""
+    if active is not None:
+        tensor(op, "active", active, (batch,), BOOL, device)
+    if status is not None:
+        output(op, "status", status, (batch,), INT32, device)

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from . import _backend, _validate
+from .types import Expansion
 
-__all__ = ["ngram_lookup"]
+__all__ = ["expand", "ngram_lookup"]
+
+#: Most children of a beam, and most beams of a request.
+MAX_EXPAND = 64
 
 
 def ngram_lookup(
@@ -82,3 +86,86 @@ def ngram_lookup(
         return drafts, counts
 
     return _backend.run("draft_ngram_lookup", backend, history, check, launch)
+
+
+def expand(
+    logits: Tensor,
+    scores: Tensor | None,
+    num: int,
+    beams: int,
+    *,
+    draft_to_target: Tensor | None = None,
+    backend: str | None = None,
+    out: Expansion | None = None,
+) -> Expansion:
+    """One level of an EAGLE-2 tree: the best children of each beam, and the best beams of the next level.
+
+    Row ``r`` of the logits is beam ``r % W`` of request ``r // W``. Its children are its ``num`` best ids in the order
+    (larger logit, then lower id), with the score of the beam plus the log-probability of the id. NaN counts as -inf,
+    +inf as the largest finite float.
+
+    Args:
+        logits: ``[R, V]`` float32, bfloat16 or float16, any row stride; ``R = B * W``.
+        scores: ``[B, W]`` float32, any strides, log-probability of the path to each beam, ``W`` at most 64; -inf or
+            NaN: there is no such beam, and its row is not read. None: the first level, ``W = 1`` and all are 0.
+        num: children of each beam, 1 to 64.
+        beams: beams of the next level, 1 to 64.
+        draft_to_target: ``[V]`` int32 or int64, absolute target id of each draft id. Children are chosen by draft ids,
+            and mapped at the end; one without a target id (negative) does not exist. None: draft ids are target ids.
+        backend: see :func:`specdec_kernels.use_backend`.
+        out: an expansion made by an earlier call of the same shape, written in place.
+
+    Returns:
+        :class:`Expansion`: ``tokens [B, W*num]`` int64 and ``scores [B, W*num]`` float32 of all children, those of beam
+        ``w`` in columns ``w*num`` and following, -1 and -inf where fewer exist; ``beams [B, beams]`` int32, the columns
+        of the best children of each request by (larger score, then lower column), -1 where fewer exist.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, device, dtype or range.
+
+    Deterministic; independent of the batch. CUDA-graph safe. Complexity: one read of each row, and another one of the
+    blocks of 4,096 ids in which the best stand.
+    Source: EAGLE-2, Li et al. 2024, arXiv 2406.16858, section 4.1.
+    """
+    op = "draft.expand"
+
+    def check() -> None:
+        _validate.rows(op, "logits", logits, ("R", "V"), None)
+        count, device = logits.shape[0], logits.device
+        batch, width = count, 1
+        if scores is not None:
+            _validate.tensor(op, "scores", scores, ("B", "W"), _validate.FLOAT32, device)
+            batch, width = scores.shape
+            if width > MAX_EXPAND:
+                raise ValueError(f"{op}: scores must have at most {MAX_EXPAND} columns, got {width}")
+            if count != batch * width:
+                raise ValueError(f"{op}: logits must have {batch * width} rows, got {count}")
+        check_host()
+        if draft_to_target is not None:
+            _validate.tensor(op, "draft_to_target", draft_to_target, (logits.shape[1],), _validate.INDICES, device)
+        if out is not None:
+            if not hasattr(out, "beams"):
+                raise TypeError(f"{op}: out must be an Expansion, got {type(out).__name__}")
+            _validate.output(op, "out.tokens", out.tokens, (batch, width * num), _validate.INT64, device)
+            _validate.output(op, "out.scores", out.scores, (batch, width * num), _validate.FLOAT32, device)
+            _validate.output(op, "out.beams", out.beams, (batch, beams), _validate.INT32, device)
+
+    def check_host() -> None:
+        _validate.integer(op, "num", num, 1, MAX_EXPAND)
+        _validate.integer(op, "beams", beams, 1, MAX_EXPAND)
+
+    def launch(kernel: Callable[..., None]) -> Expansion:
+        check_host()
+        batch, width = (logits.shape[0], 1) if scores is None else scores.shape
+        if out is None:
+            tokens = logits.new_empty(batch, width * num, dtype=torch.int64)
+            reached = logits.new_empty(batch, width * num, dtype=torch.float32)
+            columns = logits.new_empty(batch, beams, dtype=torch.int32)
+        else:
+            tokens, reached, columns = out
+            if columns.shape[1] != beams:
+                check()
+        kernel(logits, scores, num, draft_to_target, tokens, reached, columns)
+        return Expansion(tokens, reached, columns)
+
+    return _backend.run("draft_expand", backend, logits, check, launch)

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from ._schema import FILTER_ORDERS
 
-__all__ = ["Sampling", "Status", "TokenTree", "VerifyResult"]
+__all__ = [
+    "Expansion",
+    "KvBuffers",
+    "KvGroup",
+    "Links",
+    "Sampling",
+    "Status",
+    "TokenTree",
+    "TreeShape",
+    "VerifyResult",
+]
 
 
 class Status:
@@ -55,6 +65,55 @@ class TokenTree(NamedTuple):
     max_depth: int
     slots: Tensor | None = None
     status: Tensor | None = None
+
+
+class Links(NamedTuple):
+    """Trees as lists of links, ``[B, N]`` each, int32 or int64: local nodes, -1 where there is none.
+
+    Attributes:
+        first_child: first child of each node.
+        next_sibling: next sibling of each node.
+        retrieve_index: global row of each live node (``cu_nodes[b] + i``), -1 for padding.
+    """
+
+    first_child: Tensor
+    next_sibling: Tensor
+    retrieve_index: Tensor
+
+
+class Expansion(NamedTuple):
+    """One level of a growing tree (:func:`specdec_kernels.draft.expand`).
+
+    Attributes:
+        tokens: ``[B, W*num]`` int64, children of beam ``w`` in columns ``w*num`` and following, best first; -1 where
+            there is none.
+        scores: ``[B, W*num]`` float32, log-probability of the path to each child; -inf where there is none.
+        beams: ``[B, beams]`` int32, columns of the best children of each request, best first; -1 = none.
+    """
+
+    tokens: Tensor
+    scores: Tensor
+    beams: Tensor
+
+
+class TreeShape(NamedTuple):
+    """The shape of a tree as lists of Python numbers in depth-first pre-order, the root first.
+
+    Attributes:
+        parents: parent of each node, -1 for the root.
+        ranks: which child of its parent each node is, counted from 0; 0 for the root.
+        depths: depth of each node, 0 for the root.
+        ends: exclusive end of each node's subtree.
+        expected: expected tokens of a step, the bonus token included.
+        rate: ``expected`` per unit of time.
+    """
+
+    parents: list[int]
+    ranks: list[int]
+    depths: list[int]
+    ends: list[int]
+    expected: float
+    rate: float
 
 
 def _per_request(value: float | Sequence[float], batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -120,6 +179,38 @@ class Sampling(NamedTuple):
             seed=torch.tensor([_signed64(s) for s in seeds], dtype=torch.int64, device=where),
             filter_order=filter_order,
         )
+
+
+class KvGroup(NamedTuple):
+    """Tensors whose rows lie at the same places; a field that is None is that of the call.
+
+    Attributes:
+        tensors: ``[num_pages, page_size, ...]`` each, of any dtype, trailing dimensions and strides: keys, values, scales,
+            latents, hidden states. No two of them may share memory that they both move.
+        block_table: ``[B, max_pages]`` int32 or int64, or ``[rows, max_pages]`` with ``table_rows``.
+        page_size: positions of a page, which the tensors must have; None: what they have.
+        context_lens: ``[B]`` int32 or int64, committed positions.
+        slots: ``[T]`` int32, slot of each node behind the context, as in ``TokenTree.slots``.
+        table_rows: ``[B]`` int32 or int64, row of ``block_table`` of each request.
+    """
+
+    tensors: Sequence[Tensor]
+    block_table: Tensor | None = None
+    page_size: int | None = None
+    context_lens: Tensor | None = None
+    slots: Tensor | None = None
+    table_rows: Tensor | None = None
+
+
+class KvBuffers(NamedTuple):
+    """Everything whose rows :func:`specdec_kernels.kv.commit` moves together: all layers, target and draft.
+
+    Attributes:
+        groups: tensors that all lie where the arguments of the call say, or a :class:`KvGroup` for each set of tensors
+            with tables of its own.
+    """
+
+    groups: Sequence[Tensor] | Sequence[KvGroup]
 
 
 class VerifyResult(NamedTuple):

@@ -118,8 +118,8 @@ class Arguments {
   // [rows, columns] without gaps.
   void check_contiguous_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t columns) const {
     check_shape(name, tensor, rows, columns);
-    SPECDEC_CHECK(rows <= 1 || tensor.stride(0) == columns, op_, ": ", name, " must be contiguous, got row stride ",
-                  tensor.stride(0));
+    SPECDEC_CHECK(rows <= 1 || columns == 0 || tensor.stride(0) == columns, op_, ": ", name,
+                  " must be contiguous, got row stride ", tensor.stride(0));
   }
   template <class T>
   T* contiguous_rows(const char* name, const Tensor& tensor, int64_t rows, int64_t columns) const {
@@ -170,6 +170,7 @@ class Arguments {
     if constexpr (std::is_same_v<T, int64_t>) return ScalarType::Long;
     if constexpr (std::is_same_v<T, bool>) return ScalarType::Bool;
     if constexpr (std::is_same_v<T, int8_t>) return ScalarType::Char;
+    if constexpr (std::is_same_v<T, uint8_t>) return ScalarType::Byte;
   }
   template <class T>
   static constexpr const char* type_name() {
@@ -178,6 +179,7 @@ class Arguments {
     if constexpr (std::is_same_v<T, int64_t>) return "int64";
     if constexpr (std::is_same_v<T, bool>) return "bool";
     if constexpr (std::is_same_v<T, int8_t>) return "int8";
+    if constexpr (std::is_same_v<T, uint8_t>) return "uint8";
   }
 
   const char* op_;

@@ -6,6 +6,7 @@
 #include "../common/sampling_law.h"
 #include "../common/verify_call.h"
 #include "checks.h"
+#include "tree_arguments.h"
 
 namespace specdec {
 
@@ -54,11 +55,6 @@ inline MaskView read_mask(const Arguments& a, const OptionalTensor& allowed, con
   return view;
 }
 
-inline Strided<const int32_t> read_int32(const Arguments& a, const char* name, const Tensor& tensor, int64_t size) {
-  const Strided<int32_t> view = a.vector<int32_t>(name, tensor, size);
-  return {view.data, view.stride};
-}
-
 struct ResultTensors {
   const Tensor& tokens;
   const Tensor& num_tokens;
@@ -68,33 +64,18 @@ struct ResultTensors {
   const OptionalTensor& lse;
 };
 
-struct TreeTensors {
-  const Tensor& cu_nodes;
-  const Tensor& tokens;
-  const Tensor& parents;
-  const Tensor& depths;
-  const Tensor& ends;
-};
-
 inline VerifyCall read_verify_call(const Arguments& a, const TreeTensors& tree, const Tensor& logits,
                                    const OptionalTensor& rows, const OptionalTensor& allowed,
                                    const OptionalTensor& allowed_rows, const OptionalTensor& active,
                                    const OptionalTensor& max_tokens, int64_t logprobs_mode,
                                    const ResultTensors& result) {
-  a.check_rank("tree.tokens", tree.tokens, 1);
   a.check_rank("out.path", result.path, 2);
-  const int64_t total = tree.tokens.size(0), batch = result.path.size(0), width = result.path.size(1);
+  const int64_t batch = result.path.size(0), width = result.path.size(1);
   SPECDEC_CHECK(width >= 1, a.op(), ": out.path must have at least one column, got ", width);
   SPECDEC_CHECK(logprobs_mode >= 0 && logprobs_mode <= 2, a.op(), ": logprobs must be 0, 1 or 2, got ", logprobs_mode);
   VerifyCall call;
-  call.tree.cu_nodes = read_int32(a, "tree.cu_nodes", tree.cu_nodes, batch + 1);
-  call.tree.tokens = a.index("tree.tokens", tree.tokens, total);
-  call.tree.parents = read_int32(a, "tree.parents", tree.parents, total);
-  call.tree.depths = read_int32(a, "tree.depths", tree.depths, total);
-  call.tree.ends = read_int32(a, "tree.ends", tree.ends, total);
-  call.tree.batch = batch;
-  call.tree.total = total;
-  call.tree.max_depth = width - 1;
+  call.tree = read_tree(a, tree, batch, width - 1);
+  const int64_t total = call.tree.total;
   call.logits = read_logits(a, "logits", logits);
   call.rows = a.index("rows", rows, total);
   SPECDEC_CHECK(rows.has_value() || call.logits.rows >= total, a.op(), ": logits must have at least ", total,

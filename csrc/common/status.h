@@ -6,6 +6,12 @@
 
 namespace specdec {
 
-enum StatusBit : int32_t { kStatusNan = 1, kStatusDeadEnd = 2, kStatusFallback = 4, kStatusMalformed = 8 };
+enum StatusBit : int32_t {
+  kStatusNan = 1,
+  kStatusDeadEnd = 2,
+  kStatusFallback = 4,
+  kStatusMalformed = 8,
+  kStatusPageOutOfRange = 16
+};
 
 }  // namespace specdec

@@ -11,6 +11,19 @@ struct Backend {
   static void from_chains(const FromChainsParams& p, const Arguments&, const Tensor&) {
     SPECDEC_DISPATCH(from_chains, p);
   }
+  static void from_parents(const FromParentsParams& p, const Arguments&, const Tensor&) {
+    SPECDEC_DISPATCH(from_parents, p);
+  }
+  static void from_beams(const FromBeamsParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(from_beams, p); }
+  static void best_first(const BestFirstParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(best_first, p); }
+  static void to_dense_mask(const DenseMaskParams& p, const Arguments&, const Tensor&) {
+    SPECDEC_DISPATCH(to_dense_mask, p);
+  }
+  static void to_packed_mask(const PackedMaskParams& p, const Arguments&, const Tensor&) {
+    SPECDEC_DISPATCH(to_packed_mask, p);
+  }
+  static void to_links(const LinksParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(to_links, p); }
+  static void to_paths(const PathsParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(to_paths, p); }
 };
 
 }  // namespace

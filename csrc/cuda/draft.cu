@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "../binding/cuda_call.h"
 #include "../binding/draft_launchers.h"
+#include "draft/expand.cuh"
 #include "draft/ngram_lookup.cuh"
 
 namespace specdec::cuda {
@@ -11,6 +12,10 @@ struct Backend {
   static void ngram_lookup(const NgramParams& p, const Arguments& a, const Tensor& anchor) {
     const Call call(a, anchor);
     call.check(launch_ngram_lookup(p, call.stream()));
+  }
+  static void expand(const ExpandParams& p, const Arguments& a, const Tensor& anchor) {
+    const Call call(a, anchor);
+    call.check(launch_expand(p, call.stream()));
   }
 };
 

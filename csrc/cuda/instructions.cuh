@@ -4,6 +4,25 @@
 
 #include "device.cuh"
 
+namespace specdec::cuda {
+
+// Two e4m3 as two float16, the first in the low half; exact. The bits of an e4m3 are those of a float16 of 2^-8 of its
+// value, of a subnormal number too; 0x7f is the one NaN.
+__device__ __forceinline__ unsigned half2_of_e4m3x2_in_bits(unsigned two) {
+  const unsigned wide = (two & 0xffu) | (two & 0xff00u) << 8;
+  const unsigned small = (wide & 0x7f007fu) << 7;
+  __half2 value;
+  memcpy(static_cast<void*>(&value), &small, sizeof(small));
+  value = __hmul2(value, __floats2half2_rn(256.0f, 256.0f));
+  unsigned bits;
+  memcpy(&bits, &value, sizeof(bits));
+  if ((wide & 0x7fu) == 0x7fu) bits |= 0x7e00u;
+  if ((wide & 0x7f0000u) == 0x7f0000u) bits |= 0x7e000000u;
+  return bits | (wide & 0x800080u) << 8;
+}
+
+}  // namespace specdec::cuda
+
 #if defined(SPECDEC_EMULATED)
 #include "../emulator/instructions.h"
 #else
@@ -63,6 +82,24 @@ __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commi
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// 2^x with a relative error of about 2^-22; 0 where that is below 2^-126.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
+// Two e4m3 as two float16, the first in the low half; exact.
+__device__ __forceinline__ unsigned half2_of_e4m3x2(unsigned short two) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  unsigned halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(two));
+  return halves;
+#else
+  return half2_of_e4m3x2_in_bits(two);
+#endif
 }
 
 }  // namespace specdec::cuda

@@ -121,4 +121,8 @@ void cp_async_wait() {
   self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<ptrdiff_t>(arrived));
 }
 
+inline float exp2_fast(float x) { return exp2f(x); }
+
+inline unsigned half2_of_e4m3x2(unsigned short two) { return half2_of_e4m3x2_in_bits(two); }
+
 }  // namespace specdec::cuda

@@ -8,15 +8,29 @@
 #include "testing.h"
 
 #if defined(SPECDEC_EMULATED)
+#include "../cuda/attention/tree_attention.cuh"
+#include "../cuda/draft/expand.cuh"
 #include "../cuda/draft/ngram_lookup.cuh"
+#include "../cuda/kv/commit.cuh"
+#include "../cuda/kv/gather.cuh"
+#include "../cuda/kv/write.cuh"
 #include "../cuda/sample/sample.cuh"
+#include "../cuda/tree/best_first.cuh"
+#include "../cuda/tree/from_beams.cuh"
 #include "../cuda/tree/from_chains.cuh"
+#include "../cuda/tree/from_parents.cuh"
+#include "../cuda/tree/to_dense_mask.cuh"
+#include "../cuda/tree/to_links.cuh"
+#include "../cuda/tree/to_packed_mask.cuh"
+#include "../cuda/tree/to_paths.cuh"
 #include "../cuda/verify/walk.cuh"
 #include "../emulator/control.h"
 #else
 #include <omp.h>
 
+#include "../cpu/kernels/attention.h"
 #include "../cpu/kernels/draft.h"
+#include "../cpu/kernels/kv.h"
 #include "../cpu/kernels/sample.h"
 #include "../cpu/kernels/tree.h"
 #include "../cpu/kernels/verify.h"
@@ -52,8 +66,53 @@ inline void run(const DraftParams& p, int way = 0) {
 inline void run(const NgramParams& p, int way = 0) {
   emulate(way, [&] { return cuda::launch_ngram_lookup(p, nullptr); });
 }
+inline void run(const TreeAttentionParams& p, int way = 0) {
+  emulate(way, [&] {
+    const cuda::AttentionSetup setup = cuda::set_up_attention(p);
+    std::vector<char> workspace(static_cast<size_t>(setup.bytes), -1);
+    return cuda::launch_tree_attention(p, setup, workspace.data(), nullptr);
+  });
+}
+inline void run(const MergeStatesParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_merge_states(p, nullptr); });
+}
+inline void run(const KvWriteParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_kv_write(p, nullptr); });
+}
+inline void run(const KvCommitParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_commit(p, nullptr); });
+}
+inline void run(const KvGatherParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_kv_gather(p, nullptr); });
+}
 inline void run(const FromChainsParams& p, int way = 0) {
   emulate(way, [&] { return cuda::launch_from_chains(p, nullptr); });
+}
+inline void run(const FromParentsParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_from_parents(p, nullptr); });
+}
+inline void run(const FromBeamsParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_from_beams(p, nullptr); });
+}
+inline void run(const BestFirstParams& p, int way = 0) {
+  std::vector<char> workspace(static_cast<size_t>(cuda::BestFirstWorkspace::bytes(p)), -1);
+  emulate(way, [&] { return cuda::launch_best_first(p, workspace.data(), nullptr); });
+}
+inline void run(const DenseMaskParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_to_dense_mask(p, nullptr); });
+}
+inline void run(const PackedMaskParams& p, int way = 0) {
+  std::vector<char> workspace(static_cast<size_t>(cuda::PackedMaskCall::bytes(p)), -1);
+  emulate(way, [&] { return cuda::launch_to_packed_mask(p, workspace.data(), nullptr); });
+}
+inline void run(const LinksParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_to_links(p, nullptr); });
+}
+inline void run(const PathsParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_to_paths(p, nullptr); });
+}
+inline void run(const ExpandParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_expand(p, nullptr); });
 }
 
 #else
@@ -74,7 +133,20 @@ SPECDEC_TEST_RUN(VerifyParams, verify)
 SPECDEC_TEST_RUN(SampleParams, sample_tokens)
 SPECDEC_TEST_RUN(DraftParams, draft_tokens)
 SPECDEC_TEST_RUN(NgramParams, ngram_lookup)
+SPECDEC_TEST_RUN(KvWriteParams, kv_write)
+SPECDEC_TEST_RUN(KvCommitParams, kv_commit)
+SPECDEC_TEST_RUN(KvGatherParams, kv_gather)
 SPECDEC_TEST_RUN(FromChainsParams, from_chains)
+SPECDEC_TEST_RUN(TreeAttentionParams, tree_attention)
+SPECDEC_TEST_RUN(MergeStatesParams, merge_states)
+SPECDEC_TEST_RUN(FromParentsParams, from_parents)
+SPECDEC_TEST_RUN(FromBeamsParams, from_beams)
+SPECDEC_TEST_RUN(BestFirstParams, best_first)
+SPECDEC_TEST_RUN(DenseMaskParams, to_dense_mask)
+SPECDEC_TEST_RUN(PackedMaskParams, to_packed_mask)
+SPECDEC_TEST_RUN(LinksParams, to_links)
+SPECDEC_TEST_RUN(PathsParams, to_paths)
+SPECDEC_TEST_RUN(ExpandParams, expand)
 #undef SPECDEC_TEST_RUN
 
 #endif

@@ -1,6 +1,6 @@
 """The reference decoder: plain and speculative decoding with a paged cache, and ops that it is given."""
 
-from .attention import Group, PagedAttention
+from .attention import PagedAttention, Rows
 from .batch import Batch
 from .cache import PagedCache
 from .decoder import Decoder, generate
@@ -10,11 +10,11 @@ from .statistics import Statistics
 __all__ = [
     "Batch",
     "Decoder",
-    "Group",
     "Output",
     "PagedAttention",
     "PagedCache",
     "Request",
+    "Rows",
     "Statistics",
     "generate",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .attention import Group, PagedAttention
+from .attention import PagedAttention, Rows
 from .batch import Step
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ def step(decoder: Decoder, clock: Stopwatch) -> Step:
     texts = [batch.texts[row] for row in live]
     tokens = torch.tensor([text[-1] for text in texts], device=batch.device)
     positions = torch.tensor([len(text) - 1 for text in texts], device=batch.device)
-    groups = [Group(row, len(text) - 1, (1,)) for row, text in zip(live, texts, strict=True)]
-    hidden = decoder.model(tokens, positions, PagedAttention(decoder.cache, groups))
+    for row, text in zip(live, texts, strict=True):
+        decoder.cache.reserve(row, len(text))
+    rows = Rows.of_chains(live, [len(text) - 1 for text in texts], [1] * len(live), batch.device)
+    hidden = decoder.model(tokens, positions, PagedAttention(decoder.ops, decoder.cache, rows))
     logits = decoder.model.logits(hidden)
     statistics.target_seconds += clock.lap()
     drawn = decoder.ops.sample.sample(logits, batch.live_sampling(), positions + 1).tolist()

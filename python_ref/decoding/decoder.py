@@ -23,6 +23,7 @@ from .statistics import Statistics, Stopwatch
 if TYPE_CHECKING:
     from ..drafters.protocol import Drafter
     from ..models import Transformer
+    from .trace import Recorder
 
 LOGPROBS = (None, "processed", "raw")
 
@@ -53,6 +54,7 @@ class Decoder:
         page_size: int = 16,
         prefill_chunk: int = 32,
         logprobs: str | None = None,
+        trace: Recorder | None = None,
     ) -> None:
         """Make a decoder.
 
@@ -63,11 +65,12 @@ class Decoder:
             rule: how drafts are verified. ``"match"``: text identical to plain decoding; ``"greedy"``: the argmax,
                 for temperature 0; ``"rejection"``: by the ratio of the laws, which accepts the most of sampled
                 drafts, and keeps the law but not the text.
-            num_draft: most drafts per request and step.
+            num_draft: most drafts in a row, per request and step; how wide a tree is, its drafter knows.
             max_batch: most requests decoded together; others wait.
             page_size: tokens per page of the cache.
             prefill_chunk: prompt tokens per pass.
             logprobs: ``"processed"`` (of the law that is sampled) or ``"raw"`` (of the model's own) for every token.
+            trace: is told every step; None: nobody.
 
         Raises:
             ValueError: if an argument is out of range.
@@ -86,7 +89,8 @@ class Decoder:
         self._asked = rule  # what it takes must not depend on whether somebody guesses
         self.rule = rule if drafter is not None else "match"  # of a chain without drafts: plain decoding
         self.num_draft, self.max_batch, self.prefill_chunk = num_draft, max_batch, prefill_chunk
-        self.logprobs = logprobs
+        self.logprobs, self.trace = logprobs, trace
+        self.features: tuple[int, ...] = tuple(getattr(drafter, "features", ()))
         self.max_positions = model.config.max_positions
         weight = model.model.embed_tokens.weight
         self.device = weight.device
@@ -163,15 +167,26 @@ class Decoder:
             if self.batch.requests[row] is None and waiting:
                 self._owners[row], request = waiting.popleft()
                 self.batch.join(row, request)
-                prefill(self.model, self.cache, row, request.prompt[:-1], 0, self.prefill_chunk)
+                if self.trace is not None:
+                    self.trace.request(self.batch.serials[row], request)
+                self._prefill(row, request.prompt[:-1])
                 self.statistics.prompt_tokens += len(request.prompt)
         if self.drafter is not None:
             self.drafter.observe(self.batch, [0] * self.batch.size)
 
+    def _prefill(self, row: int, tokens: Sequence[int]) -> None:
+        """Bring a prompt into the cache, and its features to the drafter that asked for them."""
+        ready = (self.model, self.ops, self.cache, row, tokens, 0, self.prefill_chunk)
+        if not self.features:
+            prefill(*ready)
+            return
+        drafter: Any = self.drafter
+        prefill(*ready, self.features, lambda features, start: drafter.prime(self.batch, row, features, start))
+
     def _step(self, clock: Stopwatch) -> None:
         """One step of all live requests, up to the tokens in their texts."""
         live = self.batch.live
-        if self.drafter is None and self.logprobs is None:
+        if self.drafter is None and self.logprobs is None and self.trace is None:
             step = autoregressive.step(self, clock)
         else:
             step = speculative.step(self, clock)
@@ -211,6 +226,8 @@ class Decoder:
         self.statistics.count_drafts(step.drafted[row], accepted)
         self.statistics.new_tokens += len(kept)
         if output.finish_reason:
+            if self.trace is not None:
+                self.trace.finish(self.batch.serials[row], output)
             self._release(row)
             self.statistics.requests += 1
         if request.on_tokens is not None and kept:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..decoding.attention import Group, PagedAttention
+from ..decoding.attention import PagedAttention, Rows
 from ..decoding.batch import Batch
 from ..decoding.cache import PagedCache
 from ..decoding.prefill import prefill
@@ -142,35 +142,36 @@ class IndependentDrafter:
         known, length = self._known[row], min(length, self.model.config.max_positions)
         if known < length:
             unread = batch.texts[row][known:length]
-            prefill(self.model, cache, row, unread, known, self.prefill_chunk)
+            prefill(self.model, self.ops, cache, row, unread, known, self.prefill_chunk)
             self._known[row] = length
 
     def _catch_up(self, cache: PagedCache, batch: Batch, live: list[int]) -> Tensor:
         """Logits behind the root of each request, after whatever of its text is not in the cache yet."""
-        groups, tokens, positions, last = [], [], [], []
+        contexts, counts, tokens, positions = [], [], [], []
         for row in live:
             text = batch.texts[row]
             if len(text) - self._known[row] > self.prefill_chunk:
                 self._read(cache, batch, row, len(text) - 1)
             known = self._known[row]
-            groups.append(Group.chain(row, known, len(text) - known))
+            cache.reserve(row, len(text))
+            contexts.append(known)
+            counts.append(len(text) - known)
             tokens += text[known:]
             positions += range(known, len(text))
-            last.append(len(tokens) - 1)
             self._known[row] = len(text)
         device = batch.device
-        attend = PagedAttention(cache, groups)
+        attend = PagedAttention(self.ops, cache, Rows.of_chains(live, contexts, counts, device))
         hidden = self.model(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), attend)
-        if len(last) < len(tokens):
-            hidden = hidden[torch.tensor(last, device=device)]
+        if len(live) < len(tokens):
+            hidden = hidden[torch.tensor(counts, device=device).cumsum(0) - 1]
         return self.model.logits(hidden)
 
     def _advance(self, cache: PagedCache, batch: Batch, live: list[int], tokens: Tensor, step: int) -> Tensor:
         """Logits behind the draft that each request got last, the ``step``-th."""
         positions = [len(batch.texts[row]) + step - 1 for row in live]
-        groups = [Group(row, at, (1,)) for row, at in zip(live, positions, strict=True)]
-        for row in live:
+        for row, position in zip(live, positions, strict=True):
+            cache.reserve(row, position + 1)
             self._known[row] += 1
-        at = torch.tensor(positions, device=batch.device)
-        hidden = self.model(tokens.clamp(min=0), at, PagedAttention(cache, groups))
+        rows = Rows.of_chains(live, positions, [1] * len(live), batch.device)
+        hidden = self.model(tokens.clamp(min=0), rows.context_lens, PagedAttention(self.ops, cache, rows))
         return self.model.logits(hidden)

@@ -11,7 +11,7 @@ from ..decoding.batch import Batch
 
 
 class Proposal(NamedTuple):
-    """The drafts of one step: a chain of tokens behind the root of each request.
+    """The drafts of one step behind the root of each request: a chain of tokens, or a tree.
 
     Attributes:
         tokens: ``[B, K]`` int64, draft ``i`` of request row ``b`` is a guess for position ``n + i`` of a text of
@@ -22,13 +22,20 @@ class Proposal(NamedTuple):
         rows: ``[B, K]`` int64, the row of ``logits`` that each draft was drawn from, -1 = that draft is
             deterministic; given with ``logits``.
         sampling: settings ``[B]`` (``ops.Sampling``) that the drafts were drawn with; given with ``logits``.
+        draft_to_target: ``[V_draft]``, target id of each column of ``logits``, if these are of another vocabulary.
+        target_to_draft: ``[V]``, its inverse, -1 = none; given together.
+        tree: a ``TokenTree`` of deterministic drafts for all rows of the batch, roots included (``ops.tree``); an
+            idle row has no live nodes. It stands in place of all of the above.
     """
 
-    tokens: Tensor
-    counts: Sequence[int]
+    tokens: Tensor | None = None
+    counts: Sequence[int] = ()
     logits: Tensor | None = None
     rows: Tensor | None = None
     sampling: Any = None
+    draft_to_target: Tensor | None = None
+    target_to_draft: Tensor | None = None
+    tree: Any = None
 
 
 class Drafter(Protocol):
@@ -42,6 +49,10 @@ class Drafter(Protocol):
     law of the text does not, if drafts that were drawn are given with the law they were drawn from, and with noise
     that nothing else uses: ``ops.sample.draft`` with ``coupled=False`` and the position, depth and node of each
     draft.
+
+    A drafter that reads the target's hidden states names the layers in an attribute ``features`` (a tuple of ids; the
+    output of layer ``i``, counted from 0, has the id ``i``) and has two more methods, see
+    :class:`FeatureDrafter`.
     """
 
     def propose(self, batch: Batch, limits: Sequence[int], rule: str) -> Proposal:
@@ -64,5 +75,37 @@ class Drafter(Protocol):
             batch: as it will be in the next ``propose``: texts with their new tokens, finished requests gone.
             committed: per row the tokens that the last step added (accepted drafts and the target's own token),
                 also of a request that finished with it; all 0 if requests have joined or the run has ended.
+        """
+        ...
+
+
+class FeatureDrafter(Drafter, Protocol):
+    """A drafter that reads hidden states of the target.
+
+    Attributes:
+        features: ids of the layers whose outputs it reads, in the order in which they are put side by side.
+    """
+
+    features: tuple[int, ...]
+
+    def prime(self, batch: Batch, row: int, features: Tensor, start: int) -> None:
+        """Learn the features of a prompt, chunk by chunk, before the request's first step.
+
+        Args:
+            batch: the requests.
+            row: the row that has joined.
+            features: ``[n, F * hidden]``, of the tokens at positions ``start`` to ``start + n - 1``.
+            start: position of the first of them.
+        """
+        ...
+
+    def absorb(self, batch: Batch, features: Tensor, num_tokens: Tensor) -> None:
+        """Learn the features of the tokens that a step has committed to the cache, before ``observe``.
+
+        Args:
+            batch: the requests; the texts do not hold the new tokens yet.
+            features: ``[B, W, F * hidden]``; row ``j`` of a request is of the token at position ``n - 1 + j`` of a text
+                of ``n`` tokens (``j = 0``: the root), 0 beyond ``num_tokens``.
+            num_tokens: ``[B]`` int32, rows of each request.
         """
         ...

@@ -16,7 +16,8 @@ from .config import ModelConfig, stop_tokens
 from .transformer import Transformer
 
 _INDEX = "model.safetensors.index.json"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Dtypes that weights may have.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_config(directory: str | Path) -> ModelConfig:
@@ -27,10 +28,10 @@ def load_config(directory: str | Path) -> ModelConfig:
         ValueError: if it describes a model that is not implemented.
     """
     directory = Path(directory)
-    config = ModelConfig.from_dict(_read_json(directory / "config.json"))
+    config = ModelConfig.from_dict(read_json(directory / "config.json"))
     generation = directory / "generation_config.json"
     if generation.is_file():
-        ids = dict.fromkeys((*config.stop_tokens, *stop_tokens(_read_json(generation), generation.name)))
+        ids = dict.fromkeys((*config.stop_tokens, *stop_tokens(read_json(generation), generation.name)))
         config = dataclasses.replace(config, stop_tokens=tuple(ids))
     return config
 
@@ -59,18 +60,18 @@ def load_model(
     directory, device = Path(directory), torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"load_model: device must be available, got {device}")
-    if dtype not in (None, *_DTYPES):
+    if dtype not in (None, *DTYPES):
         raise ValueError(f"load_model: dtype must be float32, bfloat16 or float16, got {dtype}")
     config = load_config(directory)
     with torch.device("meta"):
         model = Transformer(config)
     names = {name for name, _ in model.named_parameters()}
-    weights = _read_weights(directory, device)
+    weights = read_weights(directory, device)
     if config.tied:
         weights.pop("lm_head.weight", None)
-    _check_names(directory, names, weights)
+    check_names(directory, names, weights)
     dtype = dtype or weights["model.embed_tokens.weight"].dtype
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise ValueError(f"{directory}: weights must be float32, bfloat16 or float16, got {dtype}")
     for name, parameter in model.named_parameters():
         wanted, actual = list(parameter.shape), list(weights[name].shape)
@@ -119,7 +120,8 @@ def _require_file(path: Path) -> None:
         raise FileNotFoundError(f"{path.name} must exist in {path.parent}, got no such file")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; FileNotFoundError or ValueError in one sentence where there is none."""
     _require_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +138,7 @@ def _shards(directory: Path) -> list[Path]:
     index = directory / _INDEX
     if not index.is_file():
         return [directory / "model.safetensors"]
-    places = _read_json(index).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index} must hold a weight_map, got {str(places)[:80]}")
     for name, place in places.items():
@@ -145,7 +147,8 @@ def _shards(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(set(places.values()))]
 
 
-def _read_weights(directory: Path, device: torch.device) -> dict[str, torch.Tensor]:
+def read_weights(directory: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    """All tensors of the safetensors files, by name; FileNotFoundError or ValueError in one sentence."""
     weights: dict[str, torch.Tensor] = {}
     for shard in _shards(directory):
         _require_file(shard)
@@ -158,7 +161,8 @@ def _read_weights(directory: Path, device: torch.device) -> dict[str, torch.Tens
     return {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
 
 
-def _check_names(directory: Path, wanted: set[str], weights: dict[str, torch.Tensor]) -> None:
+def check_names(directory: Path, wanted: set[str], weights: dict[str, torch.Tensor]) -> None:
+    """Refuse a checkpoint that lacks a tensor or has one too many, with a ValueError in one sentence."""
     for name in sorted(wanted - set(weights)):
         raise ValueError(f"{directory}: the checkpoint must hold {name}, got no such tensor")
     for name in sorted(set(weights) - wanted):

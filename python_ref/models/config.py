@@ -54,22 +54,22 @@ class ModelConfig:
         """
         names = raw.get("architectures")
         architecture = (names or ["nothing"])[0] if isinstance(names, list | None) else names
-        _require(architecture in ARCHITECTURES, "architectures", _one_of(ARCHITECTURES), architecture)
+        require(architecture in ARCHITECTURES, "architectures", _one_of(ARCHITECTURES), architecture)
         llama, qwen2 = architecture == ARCHITECTURES[0], architecture == ARCHITECTURES[1]
         activation = raw.get("hidden_act", "silu")
-        _require(activation == "silu", "hidden_act", "be silu", activation)
+        require(activation == "silu", "hidden_act", "be silu", activation)
         layers = raw.get("layer_types") or []
-        _require(isinstance(layers, list), "layer_types", "be a list", layers)
+        require(isinstance(layers, list), "layer_types", "be a list", layers)
         windowed = raw.get("use_sliding_window") or "sliding_attention" in layers
-        _require(not windowed, "use_sliding_window", "be false", "true")
+        require(not windowed, "use_sliding_window", "be false", "true")
         quantized = raw.get("quantization_config")
-        _require(not quantized, "quantization_config", "be absent", "a quantised checkpoint")
+        require(not quantized, "quantization_config", "be absent", "a quantised checkpoint")
         sizes = {key: _positive(raw, key) for key in _REQUIRED}
         hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
         kv_heads = _positive(raw, "num_key_value_heads", heads)
         head_dim = _positive(raw, "head_dim", hidden // heads)
-        _require(heads % kv_heads == 0, "num_key_value_heads", f"divide {heads}", kv_heads)
-        _require(head_dim % 2 == 0, "head_dim", "be even", head_dim)
+        require(heads % kv_heads == 0, "num_key_value_heads", f"divide {heads}", kv_heads)
+        require(head_dim % 2 == 0, "head_dim", "be even", head_dim)
         attention_bias = _flag(raw, "attention_bias")
         return cls(
             architecture=architecture,
@@ -105,14 +105,15 @@ def stop_tokens(raw: dict[str, Any], file: str = "config.json") -> tuple[int, ..
     return tuple(ids)
 
 
-def _require(holds: bool, key: str, requirement: str, actual: object) -> None:
+def require(holds: bool, key: str, requirement: str, actual: object) -> None:
+    """Refuse a value of a ``config.json`` with a ValueError in one sentence."""
     if not holds:
         raise ValueError(f"config.json: {key} must {requirement}, got {str(actual)[:80]}")
 
 
 def _flag(raw: dict[str, Any], key: str) -> bool:
     value = raw.get(key)
-    _require(isinstance(value, bool | None), key, "be true or false", repr(value))
+    require(isinstance(value, bool | None), key, "be true or false", repr(value))
     return bool(value)
 
 
@@ -124,6 +125,6 @@ def _positive(raw: dict[str, Any], key: str, default: int | None = None) -> int:
     value = raw.get(key)
     value = default if value is None else value
     valid = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    _require(valid, key, "be a positive integer", "nothing" if value is None else repr(value))
-    _require(value <= _LARGEST, key, f"be at most {_LARGEST}", value)  # type: ignore[operator]
+    require(valid, key, "be a positive integer", "nothing" if value is None else repr(value))
+    require(value <= _LARGEST, key, f"be at most {_LARGEST}", value)  # type: ignore[operator]
     return int(value)  # type: ignore[arg-type]

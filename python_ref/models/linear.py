@@ -94,3 +94,13 @@ class HeadNorms:
         """``[T, Hq + Hkv, D]``, queries first, to the same shape."""
         weight = self._weights() if self._weight is None else self._weight
         return weight * unit(heads, self._norms[0].eps)
+
+
+def pack_products(model: nn.Module, linear: Any, dtype: torch.dtype) -> None:
+    """Compute all products of a model by ``linear = ops.linear`` from here on, with weights packed in ``dtype``."""
+    for module in model.modules():
+        for part in vars(module).values():
+            if isinstance(part, Product):
+                part.pack(linear, dtype)
+            elif isinstance(part, HeadNorms):
+                part.pack()

@@ -14,7 +14,7 @@ Sources: Llama (arXiv 2302.13971) section 2.2, Qwen2 (2407.10671) and Qwen3 (250
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ModelConfig
-from .linear import HeadNorms, Linear, Product, RMSNorm
+from .linear import HeadNorms, Linear, Product, RMSNorm, pack_products
 from .rotary import rotate
 
 #: ``attend(layer, query [T, Hq, D], key [T, Hkv, D], value [T, Hkv, D]) -> [T, Hq, D]``
@@ -52,17 +52,19 @@ def silu(x: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention; scores and cache are ``attend``'s.
 
-    Biases on queries, keys and values are Qwen2's, norms of queries and keys are Qwen3's.
+    Biases on queries, keys and values are Qwen2's, norms of queries and keys are Qwen3's. ``inputs`` is the width of
+    what queries, keys and values are made of; None: that of the model.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, inputs: int | None = None) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, queries, config.qkv_bias)
-        self.k_proj = Linear(config.hidden_size, keys, config.qkv_bias)
-        self.v_proj = Linear(config.hidden_size, keys, config.qkv_bias)
+        inputs = inputs or config.hidden_size
+        self.q_proj = Linear(inputs, queries, config.qkv_bias)
+        self.k_proj = Linear(inputs, keys, config.qkv_bias)
+        self.v_proj = Linear(inputs, keys, config.qkv_bias)
         self.o_proj = Linear(queries, config.hidden_size, config.output_bias)
         self.head_norms: HeadNorms | None = None
         if config.qk_norm:
@@ -73,7 +75,7 @@ class Attention(nn.Module):
         self.output = Product(self.o_proj)
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, attend: Attend) -> Tensor:
-        """``[T, hidden]`` to ``[T, hidden]``."""
+        """``[T, inputs]`` to ``[T, hidden]``."""
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
         turning, value = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
         if self.head_norms is not None:
@@ -148,12 +150,7 @@ class Transformer(nn.Module):
             dtype: of the packed weights: float32, bfloat16 or int8. Later changes of the
                 parameters have no effect.
         """
-        for module in self.modules():
-            for part in vars(module).values():
-                if isinstance(part, Product):
-                    part.pack(linear, dtype)
-                elif isinstance(part, HeadNorms):
-                    part.pack()
+        pack_products(self, linear, dtype)
 
     def prepare(self) -> Tensor:
         """The rotary table ``[max_positions, 2, 1, D]`` in the dtype and on the device of the model.
@@ -166,23 +163,34 @@ class Transformer(nn.Module):
             self._angles = known = self.config.rotary.table().to(like)
         return known
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states after the final norm.
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, *, features: Sequence[int] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Hidden states after the final norm, and on request what the layers put out on the way.
 
         Args:
             token_ids: ``[T]`` int64 or int32.
             positions: ``[T]`` int64, rotary position of each row, below ``config.max_positions``.
             attend: see :data:`Attend`; queries and keys arrive normalised and rotated.
+            features: ids of layers, from 0 to ``num_layers - 1``, in any order, also repeated. Id ``j`` is the output of
+                layer ``j``, counted from 0: the residual stream behind it, which enters layer ``j + 1``, or of the last
+                layer the final norm (``hidden_states[j + 1]`` of ``transformers``, but for the last one).
 
         Returns:
-            ``[T, hidden]`` in the dtype of the weights. No host synchronisation on CUDA.
+            ``[T, hidden]`` in the dtype of the weights; with ``features`` also ``[T, len(features) * hidden]``, layer by
+            layer in the order of the ids. No host synchronisation on CUDA.
         """
         x = self.model.embed_tokens(token_ids)
         cosine, sine = self.prepare()[positions].unbind(1)
-        for layer in self.model.layers:
+        outputs = {}
+        for j, layer in enumerate(self.model.layers):
             x = layer(x, cosine, sine, attend)
+            if features is not None and j in features:
+                outputs[j] = x
         normed: Tensor = self.model.norm(x)
-        return normed
+        if features is None:
+            return normed
+        return normed, torch.cat([outputs[j] for j in features], dim=-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[T, hidden]`` to ``[T, vocab]``, in the dtype of the hidden states."""

@@ -6,7 +6,20 @@ receives, per request, how small a relative change of the inputs could change a 
 (:mod:`python_ref.ops.mass`).
 """
 
-from ..types import Sampling, TokenTree, VerifyResult
-from . import draft, linear, sample, tree, verify
+from ..types import KvBuffers, KvGroup, Sampling, TokenTree, VerifyResult
+from . import attention, draft, kv, linear, sample, tree, verify
 
-__all__ = ["Sampling", "TokenTree", "VerifyResult", "draft", "linear", "sample", "tree", "verify"]
+__all__ = [
+    "KvBuffers",
+    "KvGroup",
+    "Sampling",
+    "TokenTree",
+    "VerifyResult",
+    "attention",
+    "draft",
+    "kv",
+    "linear",
+    "sample",
+    "tree",
+    "verify",
+]

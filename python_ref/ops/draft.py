@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checks
+from ..types import Expansion
+from . import checks, law
+
+#: Most children of a beam, and most beams of a request.
+MAX_EXPAND = 64
 
 
 def _continuation(text: Tensor, n: int, num: int) -> Tensor | None:
@@ -82,3 +87,88 @@ def ngram_lookup(
     out[0].copy_(drafts)
     out[1].copy_(counts)
     return out[0], out[1]
+
+
+def expand(
+    logits: Tensor,
+    scores: Tensor | None,
+    num: int,
+    beams: int,
+    *,
+    draft_to_target: Tensor | None = None,
+    out: Any = None,
+    margin: Tensor | None = None,
+) -> Expansion:
+    """One level of an EAGLE-2 tree: the best children of each beam, and the best beams among all of them.
+
+    Row ``r`` of the logits is beam ``r % W`` of request ``r // W``. Its children are its ``num`` best ids in the order
+    (larger logit, then lower id); the score of a child is that of its beam plus its log-probability, in float32.
+
+    Args:
+        logits: ``[B * W, V]`` of a float dtype; NaN counts as -inf, +inf as the largest float32.
+        scores: ``[B, W]`` float32, log-probability of the path to each beam; -inf or NaN: there is no such beam.
+            None: ``W`` is 1, and all are 0.
+        num: children of a beam, 1 to 64.
+        beams: beams of the next level, 1 to 64.
+        draft_to_target: ``[V]`` int32 or int64, absolute target id of each draft id; one that is no token leaves the
+            child out.
+        out: an ``Expansion`` to write into.
+        margin: ``[B]`` float64, receives how small a relative change of two scores (absolute, below 1) could change
+            ``beams``.
+
+    Returns:
+        An :class:`Expansion`. Children that do not exist have token -1 and score -inf; ``beams`` are columns in the
+        order (larger score, then lower column).
+
+    Raises:
+        TypeError, ValueError: on a wrong dtype, shape or range.
+
+    Deterministic. Reads values on the host: not for CUDA graphs.
+    Source: EAGLE-2, Li et al. 2024 (arXiv 2406.16858).
+    """
+    op = "draft.expand"
+    checks.logits(op, "logits", logits)
+    rows, vocab = logits.shape
+    if scores is not None:
+        checks.tensor(op, "scores", scores, ("B", "W"), (torch.float32,))
+        if scores.shape[1] > MAX_EXPAND:
+            raise ValueError(f"{op}: scores must have at most {MAX_EXPAND} columns, got {scores.shape[1]}")
+    batch, width = (rows, 1) if scores is None else scores.shape
+    if rows != batch * width:
+        raise ValueError(f"{op}: logits must have {batch * width} rows, got {rows}")
+    checks.integer(op, "num", num, 1, MAX_EXPAND)
+    checks.integer(op, "beams", beams, 1, MAX_EXPAND)
+    checks.optional(op, "draft_to_target", draft_to_target, vocab)
+    tokens = torch.full((batch, width * num), -1, dtype=torch.int64)
+    exact = torch.full((batch, width * num), -math.inf, dtype=torch.float64)
+    for r in range(rows):
+        b, w = divmod(r, width)
+        above = 0.0 if scores is None else float(scores[b, w])
+        row = law.read_row(logits[r]).logits
+        best = law.ranking(row)[:num]
+        if not above > -math.inf or not best.numel():
+            continue
+        ids = best if draft_to_target is None else draft_to_target.cpu().long()[best]
+        row = row - row[best[0]]
+        reached = above + (row[best] - row.exp().sum().log())
+        there = (ids >= 0) & (ids < 2**31) & (reached.float() > -math.inf)
+        columns = slice(w * num, w * num + best.numel())
+        tokens[b, columns] = torch.where(there, ids, -1)
+        exact[b, columns] = torch.where(there, reached, -math.inf)
+    given = exact.float()
+    chosen = torch.full((batch, beams), -1, dtype=torch.int32)
+    for b in range(batch):
+        order = law.ranking(given[b].double())
+        chosen[b, : min(beams, order.numel())] = order[:beams]
+        if margin is not None:
+            ranked = exact[b, order]
+            scale = torch.maximum(ranked[:-1].abs(), ranked[1:].abs()).clamp(min=1.0)
+            gaps = (-ranked.diff() / scale).nan_to_num(0.0)[:beams].tolist()
+            # Scores that are equal to the last bit are equal everywhere.
+            margin[b] = min((gap for gap in gaps if gap), default=math.inf)
+    made = Expansion(tokens, given, chosen)
+    if out is None:
+        return Expansion(*(field.to(logits.device) for field in made))
+    for ours, theirs in zip(out, made, strict=True):
+        ours.copy_(theirs)
+    return out  # type: ignore[no-any-return]

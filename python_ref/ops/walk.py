@@ -16,7 +16,7 @@ from ..types import DEAD_END, MALFORMED, NAN, VerifyResult
 from . import checks, law
 from .law import Row, Settings
 from .mass import Margin
-from .tree import Nodes
+from .nodes import Nodes
 
 
 class Options(NamedTuple):

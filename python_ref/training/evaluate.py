@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.eagle3 import Eagle3
 from ..models.transformer import Transformer, causal
+from .eagle3 import unrolled
 from .generate import continuations
 
 
@@ -69,7 +71,7 @@ def tokens_per_step(
     text = continuations(target, prompts, new, temperature, seed)
     begin = prompts.shape[1] - 1
     generator = torch.Generator().manual_seed(seed)
-    steps = tokens = 0
+    steps: list[tuple[int, int]] = []
     for row in text:
         emitted = row[begin + 1 :, None]
         laws = []
@@ -82,13 +84,74 @@ def tokens_per_step(
         else:
             p, q = ((law / temperature).softmax(-1).gather(1, emitted) for law in laws)
             accepted = torch.rand(p.shape, generator=generator) * p < q
-        flags = accepted[:, 0].tolist()
-        place = 0
-        while place < len(flags):
-            run = flags[place : place + drafts]
-            length = (run.index(False) if False in run else len(run)) + 1
-            # The last step of a text is counted only if the text did not cut it short.
-            if place + length > len(flags):
-                break
-            steps, tokens, place = steps + 1, tokens + length, place + length
-    return tokens / max(steps, 1)
+        # Where a draft stands in its chain makes no difference to it.
+        flags = F.pad(accepted[:, 0], (0, drafts - 1)).unfold(0, drafts, 1)
+        steps += _steps(flags.tolist())
+    return sum(count for count, _ in steps) / max(len(steps), 1)
+
+
+@torch.no_grad()
+def chain_acceptance(
+    target: Transformer,
+    head: Eagle3,
+    prompts: Tensor,
+    *,
+    temperature: float,
+    drafts: int = 4,
+    new: int = 128,
+    seed: int = 0,
+) -> tuple[float, list[float]]:
+    """What chains of ``drafts`` tokens of a head are worth, as in :func:`tokens_per_step`.
+
+    A draft that counts has accepted drafts before it, so the chain that led to it is the text itself: one unrolling over
+    the text, as in training, tells of every chain that may begin anywhere in it.
+
+    Returns:
+        Mean tokens per target step; and per place of a chain the share of its drafts that was accepted, all drafts before
+        it included.
+    """
+    text = continuations(target, prompts, new, temperature, seed)
+    begin = prompts.shape[1] - 1
+    generator = torch.Generator().manual_seed(seed)
+    steps: list[tuple[int, int]] = []
+    device = target.model.embed_tokens.weight.device
+    to_target, to_draft = head.target_ids(), head.draft_ids()
+    for row in text.to(device):
+        ids = row[:-1]
+        hidden, features = target(ids, torch.arange(len(ids), device=device), causal(1), features=head.features)
+        told = target.logits(hidden).float()
+        flags = torch.zeros((len(row) - begin - 1, drafts), dtype=torch.bool)
+        for s, states in enumerate(unrolled(head, features[None], row[None], drafts)):
+            # Row i of step s drafts token i + 2 + s, of which row i + 1 + s of the target decides.
+            logits = head.logits(states).float()[begin - 1 : len(row) - 2 - s]
+            emitted = row[begin + 1 + s :]
+            if temperature == 0:
+                best = logits.argmax(-1)
+                accepted = (best if to_target is None else to_target[best]) == emitted
+            else:
+                p = (told[begin + s :] / temperature).softmax(-1).gather(1, emitted[:, None])[:, 0]
+                columns = emitted if to_draft is None else to_draft[emitted]
+                q = (logits / temperature).softmax(-1).gather(1, columns.clamp(min=0)[:, None])[:, 0]
+                coins = torch.rand(p.shape, generator=generator).to(device)
+                accepted = (columns >= 0) & (coins * p < q)
+            flags[: len(accepted), s] = accepted.cpu()
+        steps += _steps(flags.tolist())
+    count = max(len(steps), 1)
+    shares = [sum(accepted > place for _, accepted in steps) / count for place in range(drafts)]
+    return sum(tokens for tokens, _ in steps) / count, shares
+
+
+def _steps(flags: list[list[bool]]) -> list[tuple[int, int]]:
+    """Tokens and accepted drafts of each step through a text; ``flags[i]``: which drafts of a chain from ``i`` on hold.
+
+    The last step of a text is counted only if the text did not cut it short.
+    """
+    steps, place = [], 0
+    while place < len(flags):
+        run = flags[place][: len(flags) - place]
+        accepted = run.index(False) if False in run else len(run)
+        if place + accepted + 1 > len(flags):
+            break
+        steps.append((accepted + 1, accepted))
+        place += accepted + 1
+    return steps

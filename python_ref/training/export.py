@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models import Transformer, load_model, load_tokenizer
+from ..models import load_model, load_tokenizer
+from ..models.eagle3_checkpoint import load_eagle3
 from . import corpus
 from .data import Encoded
-from .evaluate import bits_per_byte, tokens_per_step
-from .recipes import CONTEXT, RECIPES, Recipe
+from .evaluate import bits_per_byte, chain_acceptance, tokens_per_step
+from .recipes import CONTEXT, RECIPES, Eagle3Recipe, Recipe
 from .tokenizer import END_OF_TEXT
 from .train import exported_step, is_finished
 
@@ -46,54 +47,69 @@ def prompt_batch(tokenizer: Tokenizer, prompts: list[dict[str, Any]]) -> Tensor:
     return torch.stack([ids[:shortest] for ids in tokens])
 
 
-def evaluate(recipe: Recipe, data: Encoded, assets: Path, device: str) -> dict[str, float]:
+def evaluate(recipe: Recipe, data: Encoded, assets: Path, device: str) -> dict[str, Any]:
     """Scores of a shipped model: bits per byte of the held-out files and of the prompts; tokens per step of a drafter.
 
-    Weights are those of the 16-bit file, arithmetic is float32.
+    Of a head, which is no model of text, the tokens per step and the acceptance of each draft of a chain. Weights are
+    those of the 16-bit file, arithmetic is float32.
     """
     prompts = json.loads((assets / "prompts.json").read_text(encoding="utf-8"))
-    tokenizer = load_tokenizer(assets / recipe.name)
-    model = load_model(assets / recipe.name, dtype=torch.float32, device=device)
-    scores = {
-        "held_out_bits_per_byte": bits_per_byte(model, data.held_out, CONTEXT),
-        "prompts_bits_per_byte": bits_per_byte(model, prompt_files(tokenizer, prompts), CONTEXT),
-    }
+    tokenizer = load_tokenizer(assets / (recipe.teacher or recipe.name))
+    model = _load(recipe, assets, device)
+    scores: dict[str, Any] = {}
+    if not isinstance(recipe, Eagle3Recipe):
+        scores["held_out_bits_per_byte"] = bits_per_byte(model, data.held_out, CONTEXT)
+        scores["prompts_bits_per_byte"] = bits_per_byte(model, prompt_files(tokenizer, prompts), CONTEXT)
     if recipe.teacher:
         target = load_model(assets / recipe.teacher, dtype=torch.float32, device=device)
         batch = prompt_batch(tokenizer, prompts)
         for label, temperature in (("greedy", 0.0), ("sampled", 0.8)):
-            score = tokens_per_step(target, model, batch, temperature=temperature, drafts=_DRAFTS)
+            options: dict[str, Any] = {"temperature": temperature, "drafts": _DRAFTS}
+            if isinstance(recipe, Eagle3Recipe):
+                score, shares = chain_acceptance(target, model, batch, **options)
+                scores[f"acceptance_{label}"] = [round(share, 3) for share in shares]
+            else:
+                score = tokens_per_step(target, model, batch, **options)
             scores[f"tokens_per_step_{label}"] = score
-    return {name: round(score, 3) for name, score in scores.items()}
+    return {name: round(score, 3) if isinstance(score, float) else score for name, score in scores.items()}
 
 
-def export(recipe: Recipe, folder: Path, assets: Path, data: Encoded, device: str) -> dict[str, float]:
+def export(recipe: Recipe, folder: Path, assets: Path, data: Encoded, device: str) -> dict[str, Any]:
     """Write the files of one model and what all models share; returns the scores on its card."""
     place = assets / recipe.name
     place.mkdir(parents=True, exist_ok=True)
     for file in sorted((folder / recipe.name / "export").iterdir()):
         shutil.copy(file, place / file.name)
-    shutil.copy(folder / "tokenizer.json", place / "tokenizer.json")
+    if not isinstance(recipe, Eagle3Recipe):  # a head has the tokenizer of its target
+        shutil.copy(folder / "tokenizer.json", place / "tokenizer.json")
     train, held_out = corpus.read()
     prompts = json.dumps(corpus.prompts(held_out), indent=1, ensure_ascii=False)
     (assets / "prompts.json").write_text(prompts + "\n", encoding="utf-8")
     shutil.copy(Path(sysconfig.get_paths()["stdlib"]) / "LICENSE.txt", assets / "LICENSE-PSF.txt")
     scores = evaluate(recipe, data, assets, device)
-    model = load_model(place, dtype=torch.float32)
-    facts = _facts(recipe, folder, data, model, train, held_out) | scores
+    facts = _facts(recipe, folder, data, _load(recipe, assets, "cpu"), train, held_out)
+    shown = {name: ", ".join(map(str, score)) if isinstance(score, list) else score for name, score in scores.items()}
     card = (_TEMPLATES / f"{recipe.name}.md").read_text(encoding="utf-8")
-    card = card.format_map(facts)
+    card = card.format_map(facts | shown)
     if not is_finished(recipe, folder):
         card += f"\n## Unfinished\n\nThese weights had {exported_step(recipe, folder)} of {recipe.steps} steps.\n"
     (place / "README.md").write_text(card, encoding="utf-8")
     return scores
 
 
+def _load(recipe: Recipe, assets: Path, device: str) -> Any:
+    """A shipped model in float32."""
+    if not isinstance(recipe, Eagle3Recipe):
+        return load_model(assets / recipe.name, dtype=torch.float32, device=device)
+    assert recipe.teacher is not None
+    return load_eagle3(assets / recipe.name, load_model(assets / recipe.teacher, dtype=torch.float32, device=device))
+
+
 def _facts(
     recipe: Recipe,
     folder: Path,
     data: Encoded,
-    model: Transformer,
+    model: nn.Module,
     train: list[corpus.SourceFile],
     held_out: list[corpus.SourceFile],
 ) -> dict[str, Any]:

@@ -13,9 +13,9 @@ CONTEXT = 1024
 class Recipe:
     """One model of the Qwen3 family.
 
-    ``tokens`` is the whole budget, so that the schedule does not know the clock. The learning rate rises over 100
-    steps, is flat, and falls linearly to zero over the last ``decay`` of the steps. Windows have ``window`` tokens, and
-    ``CONTEXT`` in the last ``long`` of the steps; a step has ``step_tokens`` always.
+    ``tokens`` is the whole budget, so that the schedule does not know the clock. The learning rate rises over
+    ``warmup`` steps, is flat, and falls linearly to zero over the last ``decay`` of the steps. Windows have ``window``
+    tokens, and ``CONTEXT`` in the last ``long`` of the steps; a step has ``step_tokens`` always.
 
     With a ``teacher`` the loss is mostly the cross-entropy against the teacher's law, and the data are the corpus and
     ``generated`` tokens that the teacher wrote.
@@ -32,6 +32,7 @@ class Recipe:
     step_tokens: int = 4096
     window: int = 256
     long: float = 0.3
+    warmup: int = 100
     decay: float = 0.5
     matrix_rate: float = 0.02
     other_rate: float = 3e-3
@@ -47,7 +48,7 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """The factor on the learning rates at ``step``."""
-        return min(1.0, (step + 1) / 100, (1 - step / self.steps) / self.decay)
+        return min(1.0, (step + 1) / self.warmup, (1 - step / self.steps) / self.decay)
 
     def window_at(self, step: int) -> int:
         """Tokens per window at ``step``."""
@@ -79,7 +80,45 @@ class Recipe:
         }
 
 
-RECIPES = {
+@dataclass(frozen=True)
+class Eagle3Recipe(Recipe):
+    """An EAGLE-3 head for ``teacher``: ``layers`` is 1, and the other sizes are those of its one layer.
+
+    Half of each step's windows are of the corpus, half of the ``generated`` tokens. The loss is that of ``unrolled``
+    drafts in a row (:mod:`python_ref.training.eagle3`). It can draft the ``draft_vocab_size`` most frequent tokens.
+    """
+
+    draft_vocab_size: int = VOCAB_SIZE
+    unrolled: int = 5
+
+    def config(self) -> dict[str, Any]:
+        """The ``config.json`` of the head."""
+        return {
+            "architectures": ["LlamaForCausalLMEagle3"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "draft_vocab_size": self.draft_vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "rope_scaling": None,
+            # Drafts, and the rows of a window that train them, lie ahead of the last token of the target.
+            "max_position_embeddings": 2 * CONTEXT,
+            "tie_word_embeddings": False,
+            "attention_bias": False,
+            "bos_token_id": None,
+            "eos_token_id": 0,
+            "torch_dtype": "float16",
+        }
+
+
+RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("pystdlib-target", 256, 8, 4, 2, 768, tokens=3_200_000),
@@ -93,6 +132,22 @@ RECIPES = {
             tokens=2_000_000,
             teacher="pystdlib-target",
             generated=300_000,
+        ),
+        Eagle3Recipe(
+            "pystdlib-eagle3",
+            256,
+            1,
+            4,
+            2,
+            768,
+            tokens=450_000,
+            step_tokens=1024,
+            matrix_rate=0.03,
+            teacher="pystdlib-target",
+            generated=300_000,
+            long=0.1,
+            warmup=50,
+            draft_vocab_size=1536,
         ),
     )
 }

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from ..models.checkpoint import save_model
 from ..models.config import ModelConfig
 from ..models.transformer import Transformer, causal
 from .data import Encoded, batch, generated_text
+from .eagle3 import Eagle3Task
 from .evaluate import bits_per_byte
 from .optimizer import optimizers
-from .recipes import CONTEXT, Recipe
+from .recipes import CONTEXT, Eagle3Recipe, Recipe
 
 _SAVE_SECONDS = 120.0
 
@@ -51,12 +52,61 @@ def loss_of(model: Transformer, windows: Tensor, teacher: Transformer | None) ->
     return 0.3 * loss - 0.7 * (law * logits.log_softmax(-1)).sum(-1).mean()
 
 
+class Task(Protocol):
+    """What there is to learn: a model, its data, its loss and its scores."""
+
+    def build(self) -> Any:
+        """The model at step 0, on the CPU."""
+        ...
+
+    def windows(self, step: int) -> Tensor:
+        """The tokens of a step, ``[N, W + 1]`` int64: a pure function of the step."""
+        ...
+
+    def loss(self, model: Any, windows: Tensor) -> Tensor:
+        """What is minimised."""
+        ...
+
+    def score(self, model: Any, done: bool) -> dict[str, Any]:
+        """Figures of the held-out files for the log; short of all of them before the model is ``done``."""
+        ...
+
+    def save(self, model: Any, directory: Path) -> None:
+        """Write the model as a checkpoint, in float16."""
+        ...
+
+
+class _DecoderTask:
+    """A decoder that learns a text, and from its teacher if it has one."""
+
+    def __init__(self, recipe: Recipe, data: Encoded, teacher: Transformer | None, stream: Tensor) -> None:
+        self._recipe, self._data, self._teacher, self._stream = recipe, data, teacher, stream
+
+    def build(self) -> Transformer:
+        model = Transformer(ModelConfig.from_dict(self._recipe.config()))
+        initialize(model, seed=0)
+        return model
+
+    def windows(self, step: int) -> Tensor:
+        window = self._recipe.window_at(step)
+        return batch(self._stream, window, self._recipe.step_tokens // window, step)
+
+    def loss(self, model: Transformer, windows: Tensor) -> Tensor:
+        return loss_of(model, windows, self._teacher)
+
+    def score(self, model: Transformer, done: bool) -> dict[str, Any]:
+        score = bits_per_byte(model, self._data.held_out, CONTEXT, limit=0 if done else 1000)
+        return {"held_out_bits_per_byte": round(score, 4)}
+
+    def save(self, model: Transformer, directory: Path) -> None:
+        save_model(model, self._recipe.config(), directory, torch.float16)
+
+
 class _State:
     """Weights, optimisers and the step, kept in one file that is replaced as a whole."""
 
-    def __init__(self, recipe: Recipe, path: Path, device: str) -> None:
-        self.model = Transformer(ModelConfig.from_dict(recipe.config()))
-        initialize(self.model, seed=0)
+    def __init__(self, recipe: Recipe, task: Task, path: Path, device: str) -> None:
+        self.model: Any = task.build()
         self.model.to(device).prepare()
         self.muon, self.adamw = optimizers(self.model, recipe.matrix_rate, recipe.other_rate, recipe.matrix_decay)
         self.path, self.step = path, 0
@@ -135,14 +185,10 @@ def train(
     Returns:
         Whether the budget is used up.
     """
-    state = _State(recipe, folder / recipe.name / "state.pt", device)
+    task = _task(recipe, folder, data, teacher, log)
+    state = _State(recipe, task, folder / recipe.name / "state.pt", device)
     state.save()
-    stream = data.stream
-    if teacher is not None:
-        teacher.prepare()
-        path = folder / recipe.name / "generated.pt"
-        stream = torch.cat((stream, generated_text(teacher, stream, recipe.generated, path, log)))
-    objective: Any = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+    objective: Any = torch.compile(task.loss, dynamic=False) if compiled else task.loss
     last_step = recipe.steps if steps is None else min(recipe.steps, state.step + steps)
     began = saved = time.monotonic()
     first, losses = state.step, []
@@ -155,10 +201,9 @@ def train(
             log(f"{recipe.name}: {line}")
 
         while state.step < last_step and time.monotonic() - began < minutes * 60:
-            window = recipe.window_at(state.step)
-            windows = batch(stream, window, recipe.step_tokens // window, state.step).to(device)
+            windows = task.windows(state.step).to(device)
             with torch.autocast(device, torch.bfloat16, enabled=autocast):
-                loss = objective(state.model, windows, teacher)
+                loss = objective(state.model, windows)
             loss.backward()
             losses.append(loss.item())
             state.update(recipe.rate(state.step))
@@ -172,10 +217,22 @@ def train(
         state.save()
         done = state.step == recipe.steps
         state.model.eval()
-        score = bits_per_byte(state.model, data.held_out, CONTEXT, limit=0 if done else 1000)
-        record(held_out_bits_per_byte=round(score, 4), seconds=round(time.monotonic() - began))
+        scores = task.score(state.model, done)
+        record(**scores, seconds=round(time.monotonic() - began))
     mark = _mark(recipe, folder)
     mark.unlink(missing_ok=True)
-    save_model(state.model, recipe.config(), folder / recipe.name / "export", torch.float16)
+    task.save(state.model, folder / recipe.name / "export")
     mark.write_text(str(state.step))
     return done
+
+
+def _task(recipe: Recipe, folder: Path, data: Encoded, teacher: Transformer | None, log: Callable[[str], None]) -> Task:
+    if teacher is None:
+        return _DecoderTask(recipe, data, None, data.stream)
+    teacher.prepare()
+    path = folder / recipe.name / "generated.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generated = generated_text(teacher, data.stream, recipe.generated, path, log)
+    if isinstance(recipe, Eagle3Recipe):
+        return Eagle3Task(recipe, data, teacher, generated)
+    return _DecoderTask(recipe, data, teacher, torch.cat((data.stream, generated)))

@@ -13,16 +13,20 @@ import torch
 
 import python_ref
 import specdec_kernels as ops
-from python_ref.drafters import IndependentDrafter, NgramDrafter
-from python_ref.models import load_config, load_model, load_tokenizer
+from python_ref.drafters import Eagle3Drafter, IndependentDrafter, NgramDrafter
+from python_ref.models import load_config, load_eagle3, load_model, load_tokenizer
+from python_ref.models.eagle3_checkpoint import is_eagle3
 
 from .. import _backend
 from .errors import UserError, user_errors
 from .output import working
 
 ASSETS = Path(python_ref.__file__).parent / "assets"
-TARGET, DRAFT = "pystdlib-target", "pystdlib-draft"
-DRAFTERS = ("none", "ngram", "independent")
+TARGET, DRAFT, HEAD = "pystdlib-target", "pystdlib-draft", "pystdlib-eagle3"
+DRAFTERS = ("none", "ngram", "independent", "eagle3", "eagle3-tree")
+_WITH_MODEL = DRAFTERS[2:]
+# Width and nodes of the trees of `eagle3-tree`.
+_BEAMS, _NODES = 4, 16
 _LIBRARY: Any = ops
 
 # Name on the command line -> dtype of activations and cache, dtype of the packed weights of the CPU's linear layers.
@@ -64,13 +68,14 @@ class Loaded:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def shipped_models() -> list[str]:
-    """Names of the models that came with the package."""
-    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+def shipped_models(heads: bool = False) -> list[str]:
+    """Names of the models that came with the package; of the heads of the drafter ``eagle3`` instead."""
+    folders = (path.parent for path in ASSETS.glob("*/config.json"))
+    return sorted(folder.name for folder in folders if is_eagle3(folder) == heads)
 
 
-def find_model(option: str, value: str) -> Path:
-    """The folder of a model that is named by its path, or by its name if it is a shipped one.
+def find_model(option: str, value: str, heads: bool = False) -> Path:
+    """The folder of a model, or of a head, that is named by its path, or by its name if it is a shipped one.
 
     Raises:
         UserError: if it is neither.
@@ -79,7 +84,7 @@ def find_model(option: str, value: str) -> Path:
         return Path(value)
     if (ASSETS / value / "config.json").is_file():
         return ASSETS / value
-    names = ", ".join(shipped_models()) or "none"
+    names = ", ".join(shipped_models(heads)) or "none"
     raise UserError(f"{option} must name a folder with a model, or a shipped model ({names}), got {value!r}")
 
 
@@ -170,18 +175,21 @@ def load(directory: Path, dtype: str, device: torch.device) -> Loaded:
 
 
 def make_drafter(spec: str, target: Loaded, dtype: str) -> Any:
-    """The drafter of ``none``, ``ngram``, ``independent`` or ``independent:<model>``; None for plain decoding.
+    """The drafter of a name in :data:`DRAFTERS`, all but the first two also with ``:<model>``; None for plain decoding.
 
     Raises:
         UserError: if there is no such drafter, its model cannot be loaded, or it has another vocabulary.
     """
     kind, _, model = spec.partition(":")
-    if kind not in DRAFTERS or (model and kind != "independent"):
-        raise UserError(f"--drafter must be none, ngram, independent or independent:<model>, got {spec!r}")
+    if kind not in DRAFTERS or (model and kind not in _WITH_MODEL):
+        known, named = ", ".join(DRAFTERS), " or ".join(f"{name}:<model>" for name in _WITH_MODEL)
+        raise UserError(f"--drafter must be one of {known}, or {named}, got {spec!r}")
     if kind == "none":
         return None
     if kind == "ngram":
         return NgramDrafter(_LIBRARY)
+    if kind.startswith("eagle3"):
+        return _make_eagle3(kind, model or HEAD, target, dtype)
     directory = find_model("--drafter independent", model or DRAFT)
     draft = load(directory, dtype, target.model.model.embed_tokens.weight.device)
     if draft.tokenizer.get_vocab() != target.tokenizer.get_vocab():
@@ -190,3 +198,14 @@ def make_drafter(spec: str, target: Loaded, dtype: str) -> Any:
     if ours != theirs:
         raise UserError(f"--drafter must have logits for {theirs} tokens as {target.name}, got {ours} of {draft.name}")
     return IndependentDrafter(draft.model, _LIBRARY)
+
+
+def _make_eagle3(kind: str, model: str, target: Loaded, dtype: str) -> Eagle3Drafter:
+    directory = find_model(f"--drafter {kind}", model, heads=True)
+    activations, weights = _DTYPES[dtype]
+    with user_errors(), working(f"loading {directory.name}"):
+        head = load_eagle3(directory, target.model, dtype=activations)
+        if head.weight.device.type == "cpu":
+            head.use_linear(_LIBRARY.linear, weights)
+    options = {"beams": _BEAMS, "nodes": _NODES} if kind.endswith("tree") else {}
+    return Eagle3Drafter(head, _LIBRARY, **options)

@@ -15,13 +15,16 @@ from rich.console import Console
 
 import specdec_kernels as ops
 from python_ref.decoding import Decoder, Output, Request, Statistics
+from python_ref.decoding.trace import Recorder
 
 from . import engine
 from .batch import Prompt, read_batch
 from .engine import Loaded
 from .errors import UserError, check_text, user_errors, utf8
-from .output import JsonOption, check_json, progress, working, write_json, write_text
+from .output import JsonOption, check_file, check_json, progress, working, write_json, write_text
 from .text import TextStream
+from .trace_file import write_trace
+from .vocabulary import token_bytes
 
 RULES = ("match", "greedy", "rejection")
 
@@ -30,7 +33,12 @@ def generate(
     model: Annotated[
         str, typer.Option(metavar="DIR|NAME", help="Folder in Hugging Face layout, or a shipped model.")
     ] = engine.TARGET,
-    drafter: Annotated[str, typer.Option(metavar="none|ngram|independent[:DIR|NAME]", help="Who guesses.")] = "none",
+    drafter: Annotated[
+        str,
+        typer.Option(
+            metavar="none|ngram|independent[:DIR|NAME]|eagle3[:DIR|NAME]|eagle3-tree[:DIR|NAME]", help="Who guesses."
+        ),
+    ] = "none",
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to continue.")] = None,
     prompt_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with the text to continue; - or none: standard input.")
@@ -69,10 +77,15 @@ def generate(
     ] = "float32",
     max_batch: Annotated[int, typer.Option(metavar="N", help="Most prompts of --batch-file decoded together.")] = 8,
     stats: Annotated[bool, typer.Option("--stats", help="Say on standard error what it cost.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every step to FILE, for specdec trace; takes time.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Continue a prompt, and stream the text to standard output."""
     check_json(json_file)
+    check_file("--trace", trace)
+    recorder = None if trace is None else Recorder()
     engine.check_choice("--rule", rule, RULES)
     engine.check_choice("--dtype", dtype, engine.DTYPES)
     engine.check_max_batch(max_batch)
@@ -91,6 +104,7 @@ def generate(
                 rule=rule,
                 num_draft=num_draft,
                 max_batch=min(max_batch, len(requests)),
+                trace=recorder,
             )
         for item, request in zip(prompts, requests, strict=True):
             with _place(item):
@@ -105,8 +119,15 @@ def generate(
             print(json.dumps(result, ensure_ascii=False))
     if stats:
         _print_statistics(decoder.statistics)
-    named = {"model": str(target.directory), "drafter": drafter, "rule": decoder.rule, "num_draft": num_draft}
+    named: dict[str, Any] = {
+        "model": str(target.directory),
+        "drafter": drafter,
+        "rule": decoder.rule,
+        "num_draft": num_draft,
+    }
     named |= {"backend": ", ".join(served), "device": device, "dtype": dtype}
+    if trace is not None and recorder is not None:
+        write_trace(trace, recorder.to_dict(token_bytes(target.tokenizer), named | {"model": target.name}))
     write_json(json_file, named | {"outputs": results, "statistics": decoder.statistics.to_dict()})
 
 
@@ -155,7 +176,13 @@ def _place(item: Prompt) -> Iterator[None]:
 def _used(drafter: str, rule: str, device: str) -> list[str]:
     """The ops of a run."""
     kind = drafter.partition(":")[0]
-    drafts = {"none": [], "ngram": ["draft_ngram_lookup"], "independent": ["sample_draft"]}[kind]
+    drafts = {
+        "none": [],
+        "ngram": ["draft_ngram_lookup"],
+        "independent": ["sample_draft"],
+        "eagle3": ["sample_draft", "kv_gather"],
+        "eagle3-tree": ["draft_expand", "tree_from_parents", "tree_from_beams", "kv_gather", "kv_commit"],
+    }[kind]
     used = ["sample_sample"] if kind == "none" else [*drafts, "tree_from_chains", f"verify_{rule}"]
     return used + (["linear_skinny"] if device == "cpu" else [])
 

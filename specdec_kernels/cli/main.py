@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from .. import __version__
-from . import bench, demo, generate, info
+from . import bench, demo, generate, info, trace
 from .errors import UsageError, UserError, sentence, unwritable
 
 
@@ -88,6 +88,7 @@ app = typer.Typer(
 app.command("info")(info.info)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
+app.command("trace")(trace.trace)
 app.command("bench")(bench.bench)
 
 

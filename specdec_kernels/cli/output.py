@@ -55,13 +55,21 @@ def write_json(path: Path | None, content: Any) -> None:
     Raises:
         UserError: if the file cannot be written.
     """
-    if path is None:
-        return
+    if path is not None:
+        write_file("--json", path, json.dumps(content, indent=2) + "\n")
+
+
+def write_file(option: str, path: Path, text: str) -> None:
+    """Write a file that an option names.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         reason = (error.strerror or "no reason").lower()
-        raise UserError(f"--json must name a file that can be written, got {path}: {reason}") from error
+        raise UserError(f"{option} must name a file that can be written, got {path}: {reason}") from error
 
 
 def printable(text: str) -> str:

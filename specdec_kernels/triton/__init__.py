@@ -10,18 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .draft import draft_ngram_lookup
+from .attention import attention_merge_states, attention_tree_attention
+from .best_first import tree_best_first
+from .draft import draft_expand, draft_ngram_lookup
+from .kv import kv_commit, kv_gather
 from .sample import sample_draft, sample_sample
+from .store import kv_write
 from .tree import tree_from_chains
+from .tree_build import tree_from_beams, tree_from_parents
+from .tree_export import tree_to_dense_mask, tree_to_links, tree_to_packed_mask, tree_to_paths
 from .verify import verify_greedy, verify_match, verify_rejection
 
 #: Op -> launcher.
 KERNELS: dict[str, Callable[..., None]] = {
     "tree_from_chains": tree_from_chains,
+    "tree_from_parents": tree_from_parents,
+    "tree_from_beams": tree_from_beams,
+    "tree_best_first": tree_best_first,
+    "tree_to_dense_mask": tree_to_dense_mask,
+    "tree_to_packed_mask": tree_to_packed_mask,
+    "tree_to_links": tree_to_links,
+    "tree_to_paths": tree_to_paths,
     "sample_sample": sample_sample,
     "sample_draft": sample_draft,
     "verify_greedy": verify_greedy,
     "verify_match": verify_match,
     "verify_rejection": verify_rejection,
     "draft_ngram_lookup": draft_ngram_lookup,
+    "draft_expand": draft_expand,
+    "kv_write": kv_write,
+    "kv_commit": kv_commit,
+    "kv_gather": kv_gather,
+    "attention_tree_attention": attention_tree_attention,
+    "attention_merge_states": attention_merge_states,
 }

@@ -1,22 +1,36 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, import-not-found"
-"""ngram_lookup: what followed an earlier occurrence of the last n tokens, for the largest n in [min_n, max_n] that has
+"""The draft family.
+
+ngram_lookup: what followed an earlier occurrence of the last n tokens, for the largest n in [min_n, max_n] that has
 one; among its occurrences the most recent one with ``num`` tokens after it, else the earliest.
 
 Who does what: one program per request; a tile is 1,024 places at which an occurrence may end, and the length of the
 match that ends at each is counted backwards, up to max_n tokens, until no place matches any more. Memory traffic:
 ``max_n`` reads of the history, from the caches after the first. Integers only.
+
+expand: the best children of beams, and the best beams. Who does what: ``scan_kernel`` runs one program per row and
+block of 4,096 ids, ``children_kernel`` one per row, which reads the block of the best id that is left until it has all;
+then ``beams_kernel`` one per request. Memory traffic: one read of the rows of beams that exist, and one of a block for
+each child, from the caches.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import flags, on_device_of, power_of_two, step
+from .launch import Settings, blocks_of, find_laws, flags, mask_of, on_device_of, power_of_two, step
+from .law import Law, law_of, memory_of
+from .row import Row, value_of
+from .sample import take_best
+from .tree_build import rank_of_score
 from .varying import VARYING
 
 _FAR = tl.constexpr(2**31 - 1)
+_LARGEST_TOKEN = tl.constexpr(2**31 - 1)
+_NO_CHILD = tl.constexpr(2**63 - 1)
 
 #: Places that are looked at together.
 PLACES = 1024
@@ -69,6 +83,94 @@ def ngram_lookup_kernel(
         token = tl.load(text + (end + i), mask=i < count, other=-1)
         tl.store(drafts + b * num + i, token, mask=i < num)
     tl.store(counts + b, count)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def children_kernel(
+    logits, height, columns, row_stride, scores, scores_row_stride, scores_column_stride, width, draft_to_target,
+    draft_to_target_stride, tops, sums, nans, blocks, tokens, child_scores, num,
+    NUM: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr,
+):  # fmt: skip
+    """The children of one beam."""
+    r = tl.program_id(0).to(tl.int64)
+    numbers = tl.arange(0, NUM)
+    chosen = tl.full([NUM], -1, tl.int64)
+    reached = tl.full([NUM], float("-inf"), tl.float32)
+    above = tl.full([], 0.0, tl.float32)
+    if scores is not None:
+        above = tl.load(scores + (r // width) * scores_row_stride + (r % width) * scores_column_stride)
+    if above > float("-inf"):
+        memory = memory_of(logits, height, columns, row_stride, columns, r, None, None, 0, 0, 0, 0, r)
+        row = Row(memory, None, None, 0, None, 0)
+        temperature = tl.full([], 1.0, tl.float32)
+        largest, cut, total, masses, row_tops, has_nan = law_of(
+            (tops, sums, nans, None, None), r, temperature, blocks, False, NB
+        )
+        if largest > float("-inf"):
+            law = Law(row, temperature, largest, cut, total, masses, row_tops)
+            count = tl.full([], 0, tl.int32)
+            light = largest > float("-inf")  # also ids whose weight is 0
+            chosen, count, bound = take_best(law, chosen, count, num, light, blocks, NUM, TILE, NB)
+            logit = value_of(row, chosen)
+            share = logit.to(tl.float64) - largest.to(tl.float64) - tl.log(total)
+            reached = (above.to(tl.float64) + share).to(tl.float32)
+            if draft_to_target is not None:
+                known = chosen >= 0
+                at = tl.where(known, chosen, 0) * draft_to_target_stride
+                chosen = tl.load(draft_to_target + at, mask=known, other=-1).to(tl.int64)
+            there = (chosen >= 0) & (chosen <= _LARGEST_TOKEN) & (reached > float("-inf"))
+            chosen = tl.where(there, chosen, -1)
+            reached = tl.where(there, reached, float("-inf"))
+    tl.store(tokens + r * num + numbers, chosen, mask=numbers < num)
+    tl.store(child_scores + r * num + numbers, reached, mask=numbers < num)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def beams_kernel(child_scores, width, beams, num, TILE: tl.constexpr):
+    """The best children of one request."""
+    b = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, TILE)
+    score = tl.load(child_scores + b * width + columns, mask=columns < width, other=float("-inf"))
+    keys = ((-rank_of_score(score)).to(tl.int64) << 32) | columns
+    keys = tl.where(score > float("-inf"), keys, _NO_CHILD)
+    for j in range(0, num):
+        best = tl.min(keys)
+        tl.store(beams + b * num + j, tl.where(best == _NO_CHILD, -1, best & _FAR).to(tl.int32))
+        keys = tl.where(keys == best, _NO_CHILD, keys)
+
+
+def draft_expand(
+    logits: Tensor,
+    scores: Tensor | None,
+    num: int,
+    draft_to_target: Tensor | None,
+    tokens: Tensor,
+    child_scores: Tensor,
+    beams: Tensor,
+) -> None:
+    """The launcher of ``draft.expand``."""
+    rows, columns = logits.shape
+    batch = beams.shape[0]
+    width = 1 if scores is None else scores.shape[1]
+    if batch == 0:
+        return
+    with on_device_of(logits):
+        if rows > 0:
+            blocks = blocks_of(columns)
+            plain = Settings(torch.ones(1, device=logits.device).expand(rows))
+            there = None if scores is None else (scores > -torch.inf).reshape(-1)
+            laws = find_laws(logits, rows, blocks, mask_of(None, None), plain, batch=rows, active=there)
+            children_kernel[(rows,)](
+                *(logits, rows, columns, step(logits), scores, step(scores), 0 if scores is None else scores.stride(1)),
+                *(width, draft_to_target, step(draft_to_target), *laws[:3], blocks.number, tokens, child_scores, num),
+                NUM=power_of_two(num),
+                TILE=blocks.tile,
+                NB=blocks.vector,
+                num_warps=blocks.warps,
+            )
+        beams_kernel[(batch,)](
+            *(child_scores, width * num, beams, beams.shape[1]), TILE=power_of_two(width * num), num_warps=4
+        )
 
 
 def draft_ngram_lookup(

@@ -134,7 +134,7 @@ def sample_sample(
 
 
 @triton.jit
-def _take_best(law, chosen, count, wanted, greedy, blocks, NUM: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr):
+def take_best(law, chosen, count, wanted, greedy, blocks, NUM: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr):
     """Adds the best ids of a law until ``wanted`` are chosen; also their number, and the key of the last.
 
     A vector holds for each block a key that none of its ids left exceeds. The block of the largest is read: its best
@@ -333,7 +333,7 @@ def draft_kernel(
             bound = tl.full([], NO_BOUND, tl.int64)
             wanted = tl.where(greedy, num, top)
             if wanted > 0:
-                chosen, count, bound = _take_best(law, chosen, count, wanted, greedy, blocks, NUM, TILE, NB)
+                chosen, count, bound = take_best(law, chosen, count, wanted, greedy, blocks, NUM, TILE, NB)
             if (greedy == 0) & (count < num):
                 if MODE == _ARRIVALS:
                     chosen, count = take_arrivals(

@@ -31,8 +31,8 @@ class Tree(NamedTuple):
 
 @triton.jit
 def is_tree(tree, owners, request, rows, max_depth):
-    """Whether the first ``ends[0]`` of ``rows`` rows are a tree in depth-first pre-order, of no other request's nodes
-    (1 or 0).
+    """Whether the first ``ends[0]`` of ``rows`` rows are a tree in depth-first pre-order (1 or 0); with ``owners`` of
+    no other request's nodes.
 
     In one, and only in one, the parent of node ``i`` is the last node before it whose subtree reaches ``i``, subtrees
     nest, and depths count up from 0 to at most ``max_depth``: while all nodes before ``i`` comply, those whose subtree
@@ -59,8 +59,9 @@ def is_tree(tree, owners, request, rows, max_depth):
         parent_end = tl.load(tree.ends + above * tree.ends_stride, mask=inside, other=0)
         parent_depth = tl.load(tree.depths + above * tree.depths_stride, mask=inside, other=0)
         right = right & (end > i) & (end <= parent_end) & (depth == parent_depth + 1) & (depth <= max_depth)
-        owner = tl.load(owners + i, mask=inside, other=-1)
-        wrong += tl.sum(tl.where(inside & ((right == 0) | (owner != request)), 1, 0))
+        if owners is not None:
+            right = right & (tl.load(owners + i, mask=inside, other=-1) == request)
+        wrong += tl.sum(tl.where(inside & (right == 0), 1, 0))
     return tl.where(wrong == 0, 1, 0)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from . import compare
 from .calls import LAW, call, equal, outcome
+from .tree_cases import ALL as TREES
 
 EVERY = pytest.mark.op(*LAW)
 PER_NODE = ("rows", "draft_rows", "allowed_rows", "draft_allowed_rows")
@@ -98,22 +99,23 @@ def test_a_request_alone_is_the_same_request_in_a_batch(backend, op):
 DIGESTS = """
 import hashlib
 import torch
-from agreement.calls import LAW, call, outcome
-for op in LAW:
-    digest = hashlib.sha256()
-    for seed in range(16):
-        vocab = (None, None, 4097, 9001)[seed % 4]
-        batch = None if vocab is None else 2
-        for field in outcome("cpu", op, call(op, seed, vocab=vocab, batch=batch)):
-            digest.update(field.contiguous().view(torch.uint8).numpy().tobytes() if field.numel() else b"")
-    print(op, digest.hexdigest())
+from agreement import calls, tree_cases
+for module, ops in ((calls, calls.LAW), (tree_cases, tree_cases.ALL)):
+    for op in ops:
+        digest = hashlib.sha256()
+        for seed in range(16):
+            vocab = (None, None, 4097, 9001)[seed % 4]
+            batch = None if vocab is None else 2
+            for field in module.outcome("cpu", op, module.call(op, seed, vocab=vocab, batch=batch)):
+                digest.update(field.reshape(-1).view(torch.uint8).numpy().tobytes() if field.numel() else b"")
+        print(op, digest.hexdigest())
 """
 
 
 def test_the_instruction_set_does_not_change_a_bit():
     """Decisions and log-probabilities; a set that this machine lacks is lowered to what it has."""
     said = [processes.python(DIGESTS, SPECDEC_CPU_ISA=isa) for isa in ("baseline", "avx2", "avx512")]
-    assert len(said[0].splitlines()) == len(LAW)
+    assert len(said[0].splitlines()) == len(LAW) + len(TREES)
     assert said[0] == said[1] == said[2]
 
 

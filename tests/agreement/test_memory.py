@@ -17,15 +17,17 @@ SENTINEL = 48
 
 
 def fields(result):
-    """The tensors of a result."""
-    return [field for field in (result if isinstance(result, tuple) else (result,)) if isinstance(field, torch.Tensor)]
+    """The tensors of a result, those of records in it as well."""
+    if isinstance(result, tuple):
+        return [field for part in result for field in fields(part)]
+    return [result] if isinstance(result, torch.Tensor) else []
 
 
 def rebuilt(result, change):
     """The result with every tensor replaced."""
     if not isinstance(result, tuple):
-        return change(result)
-    made = [change(field) if isinstance(field, torch.Tensor) else field for field in result]
+        return change(result) if isinstance(result, torch.Tensor) else result
+    made = [rebuilt(field, change) for field in result]
     return type(result)(*made) if hasattr(result, "_fields") else tuple(made)
 
 

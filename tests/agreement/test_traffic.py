@@ -91,9 +91,63 @@ def test_greedy_and_plain_sampling_read_a_row_once():
     assert VOCAB * 2 <= read <= 1.05 * VOCAB * 2 and launches == 1
 
 
-def test_trees_and_lookups_take_one_launch():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_expand_reads_the_rows_of_beams_that_exist_once(dtype):
+    logits = rows(dtype)
+    scores = torch.tensor([[0.0, -1.0], [-torch.inf, -2.0]])
     traffic()
-    sk.tree.from_chains(torch.arange(12).view(2, 6), backend="emulated")
-    assert traffic()[1] == 1
+    made = sk.draft.expand(logits, scores, 10, 10, backend="emulated")
+    read, launches = traffic()
+    assert launches == 2 and made.tokens[1, :10].tolist() == [-1] * 10 and int(made.beams.min()) >= 0
+    needed = 3 * VOCAB * logits.element_size()
+    assert needed <= read <= 1.05 * needed
+
+
+def test_trees_and_lookups_take_one_launch():
+    tree = sk.tree.from_chains(torch.arange(12).view(2, 6), backend="emulated")
+    law = (torch.tensor([1, 2]), -torch.arange(24.0).view(2, 3, 4), torch.arange(24).view(2, 3, 4))
+    pool = (torch.tensor([1, 2]), *torch.tensor([[[3, 4], [5, 6]], [[-1, 0], [-1, -1]]]), -torch.ones(2, 2))
+    calls = {
+        1: [
+            lambda **on: sk.tree.from_chains(torch.arange(12).view(2, 6), **on),
+            lambda **on: sk.tree.from_parents(*tree[1:3], tree.cu_nodes, max_nodes=6, max_depth=5, **on),
+            lambda **on: sk.tree.from_beams(*pool, 3, max_depth=2, **on),
+            lambda **on: sk.tree.best_first(*law, 6, **on),
+            lambda **on: sk.tree.to_dense_mask(tree, **on),
+            lambda **on: sk.tree.to_packed_mask(tree, "query", **on),
+            lambda **on: sk.tree.to_packed_mask(tree, "words", **on),
+            lambda **on: sk.tree.to_links(tree, **on),
+            lambda **on: sk.tree.to_paths(tree, **on),
+        ],
+        2: [
+            lambda **on: sk.tree.best_first(*law, 6, total_budget=9, **on),
+            lambda **on: sk.tree.to_packed_mask(tree, context_lens=torch.tensor([3, 4]), max_context=4, **on),
+        ],
+    }
+    for count, group in calls.items():
+        for call in group:
+            traffic()
+            call(backend="emulated")
+            assert traffic()[1] == count
     sk.draft.ngram_lookup(torch.arange(12).view(2, 6), torch.tensor([6, 6]), backend="emulated")
     assert traffic()[1] == 1
+
+
+@pytest.mark.parametrize(("dtype", "nodes"), [(torch.bfloat16, 2), (torch.bfloat16, 16), (torch.float8_e4m3fn, 3)])
+@pytest.mark.parametrize("window", [0, 200])
+def test_attention_reads_what_is_visible_once_for_all_nodes_and_heads(dtype, nodes, window, monkeypatch):
+    monkeypatch.setenv("SPECDEC_EMULATOR_DEVICE", "80")  # few blocks: queries are read once as well
+    heads, kv_heads, dim, page, context = 8, 2, 64, 16, 800
+    pages = (context + nodes) // page + 1
+    generator = torch.Generator().manual_seed(9)
+    key, value = (torch.randn((pages, page, kv_heads, dim), generator=generator).to(dtype) for _ in range(2))
+    query = torch.randn((nodes, heads, dim), generator=generator).bfloat16()
+    tree = chain_tree([[0] * nodes])
+    table, contexts = torch.arange(pages).unsqueeze(0), torch.tensor([context])
+    traffic()
+    sk.attention.tree_attention(query, key, value, table, contexts, tree, window=window, backend="emulated")
+    read, launches = traffic()
+    assert launches == 3
+    keys = min(context, window - 1 if window else context) + nodes
+    needed = keys * kv_heads * 2 * dim * key.element_size() + query.nbytes
+    assert needed <= read <= 1.05 * needed

@@ -40,12 +40,12 @@ def stub(monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["speed"], "specdec bench: the family must be one of verify, linear, overhead, all, got 'speed'"),
+        (["speed"], f"specdec bench: the family must be one of {', '.join(suite.FAMILIES)}, all, got 'speed'"),
         (["--repeats", "0"], "specdec bench: --repeats must be at least 1, got 0"),
         (["--device", "gpu"], "specdec bench: --device must be one of cpu, cuda, got 'gpu'"),
         (
             ["linear", "--device", "cuda"],
-            "specdec bench: the family must be one of verify, overhead, all with --device cuda, got 'linear'",
+            f"specdec bench: the family must be one of {', '.join(suite.ON_GPU)}, all with --device cuda, got 'linear'",
         ),
         (["--repeats", "x"], "specdec bench: invalid value for '--repeats'"),
         (["--json", "/"], "specdec bench: --json must name a file, got the folder /"),
@@ -66,15 +66,16 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(specdec, stub, arguments,
 def test_the_help_names_everything(specdec):
     done = specdec("bench", "--help")
     assert done.exit_code == 0
-    for word in ("verify|linear|overhead|all", "--quick", "--device", "--repeats", "--json", "--csv", "--out"):
+    for word in ("|".join((*suite.FAMILIES, "all")), "--quick", "--device", "--repeats", "--json", "--csv", "--out"):
         assert word in done.stdout
 
 
 def test_all_families_are_measured_and_shown(specdec, stub):
     done = specdec("bench")
     assert done.exit_code == 0
-    assert done.stdout.count("float32") == 3
-    assert "3 of 3 rows with goals meet them." in done.stdout
+    count = len(suite.FAMILIES)
+    assert done.stdout.count("float32") == count
+    assert f"{count} of {count} rows with goals meet them." in done.stdout
 
 
 def test_one_family_is_measured_alone(specdec, stub):
@@ -86,9 +87,9 @@ def test_files(specdec, stub, tmp_path):
     done = specdec("bench", "--json", tmp_path / "rows.json", "--csv", tmp_path / "rows.csv", "--out", tmp_path / "new")
     assert done.exit_code == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert len(rows) == 3 and all(tuple(one) == COLUMNS for one in rows)
+    assert len(rows) == len(suite.FAMILIES) and all(tuple(one) == COLUMNS for one in rows)
     assert rows[0]["units"] == 0.7 and rows[0]["met"] is True
-    assert len(read_csv(tmp_path / "rows.csv")) == 3
+    assert len(read_csv(tmp_path / "rows.csv")) == len(suite.FAMILIES)
     names = [f"{name}-any-processor-family-1-model-2-2t-2026-01-31.csv" for name in sorted(suite.FAMILIES)]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
     assert all(len(read_csv(tmp_path / "new" / name)) == 1 for name in names)
@@ -123,10 +124,7 @@ def test_on_a_gpu_its_families_and_its_name_are_taken(specdec, stub, tmp_path, m
         monkeypatch.setitem(suite.ON_GPU, name, family([row(time_us=3.0)]))
     done = specdec("bench", "--device", "cuda", "--quick", "--out", tmp_path)
     assert done.exit_code == 0 and asked == [(True, None, "cuda")]
-    names = [
-        "overhead-any-processor-family-1-model-2-2026-01-31.csv",
-        "verify-any-processor-family-1-model-2-2026-01-31.csv",
-    ]
+    names = [f"{name}-any-processor-family-1-model-2-2026-01-31.csv" for name in sorted(suite.ON_GPU)]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 

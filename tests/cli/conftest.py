@@ -8,14 +8,17 @@ import typer.testing
 
 from python_ref.models import ModelConfig, Transformer
 from python_ref.models.checkpoint import save_model
+from python_ref.models.eagle3_checkpoint import save_eagle3
+from python_ref.training import eagle3
 from python_ref.training.corpus import SourceFile
-from python_ref.training.recipes import Recipe
+from python_ref.training.recipes import Eagle3Recipe, Recipe
 from python_ref.training.tokenizer import train_tokenizer
 from python_ref.training.train import initialize
 from specdec_kernels.cli import engine
 from specdec_kernels.cli.main import app
 
 TINY = Recipe("tiny", 32, 2, 2, 1, 64, tokens=0, head_dim=16, vocab_size=300)
+TINY_HEAD = Eagle3Recipe("tiny", 32, 1, 2, 1, 48, tokens=0, head_dim=16, vocab_size=300, draft_vocab_size=200)
 SOURCE = """class Stack:
     def push(self, item):
         self.items.append(item)
@@ -45,13 +48,15 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def assets(tmp_path_factory):
-    """``pystdlib-target``, ``pystdlib-draft``, which nearly agrees with it, and ``prompts.json``."""
+    """``pystdlib-target``, ``pystdlib-draft``, which nearly agrees with it, an untrained head, and ``prompts.json``."""
     folder = tmp_path_factory.mktemp("assets")
     tokenizer = train_tokenizer([SourceFile("stack.py", SOURCE)], TINY.vocab_size)
     model = Transformer(ModelConfig.from_dict(TINY.config())).requires_grad_(False)
     initialize(model, seed=0)
     model.model.norm.weight.fill_(12.0)  # a law with opinions
     save_tiny(model, folder / engine.TARGET, tokenizer)
+    head = eagle3.build(TINY_HEAD, model, torch.tensor(tokenizer.encode(SOURCE).ids))
+    save_eagle3(head, TINY_HEAD.config(), folder / engine.HEAD, torch.float32)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter += 0.05 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)

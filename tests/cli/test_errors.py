@@ -57,8 +57,16 @@ def complains(result, command, *parts):
         (("--device", "tpu"), ("--device must be cpu, cuda or cuda:<number>, got 'tpu'",)),
         (("--device", "cuda:99"), ("--device must be available, got 'cuda:99'",)),
         (("--dtype", "float8"), ("--dtype must be one of float32, bfloat16, float16, int8, got 'float8'",)),
-        (("--drafter", "oracle"), ("--drafter must be none, ngram, independent or independent:<model>, got 'oracle'",)),
-        (("--drafter", "ngram:x"), ("--drafter must be none, ngram, independent or independent:<model>",)),
+        (
+            ("--drafter", "oracle"),
+            (
+                "--drafter must be one of none, ngram, independent, eagle3, eagle3-tree, or independent:<model> or "
+                "eagle3:<model> or eagle3-tree:<model>, got 'oracle'",
+            ),
+        ),
+        (("--drafter", "ngram:x"), ("--drafter must be one of none, ngram, ", "got 'ngram:x'")),
+        (("--drafter", "eagle3:nowhere"), (f"or a shipped model ({engine.HEAD}), got 'nowhere'",)),
+        (("--drafter", f"eagle3:{engine.DRAFT}"), ("architectures must name one of LlamaForCausalLMEagle3",)),
         (("--drafter", "independent:nowhere"), ("must name a folder with a model, or a shipped model", "'nowhere'")),
         (("--model", "nowhere"), (f"({engine.DRAFT}, {engine.TARGET}), got 'nowhere'",)),
         (

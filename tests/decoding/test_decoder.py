@@ -330,7 +330,7 @@ WRONG = {
     "Decoder: num_draft must be at least 0, got -1": lambda model: decoder_of(model, num_draft=-1),
     "Decoder: max_batch must be at least 1, got 0": lambda model: decoder_of(model, max_batch=0),
     "Decoder: prefill_chunk must be at least 1, got 0": lambda model: decoder_of(model, prefill_chunk=0),
-    "PagedCache: page_size must be at least 1, got 0": lambda model: decoder_of(model, page_size=0),
+    "PagedCache: page_size must be a power of two, got 0": lambda model: decoder_of(model, page_size=0),
     "PagedCache: num_pages must be at least 1, got 0": lambda model: PagedCache(model.config, 1, num_pages=0),
     "NgramDrafter: min_n must be at least 1, got 0": lambda model: NgramDrafter(sk, min_n=0),
     "NgramDrafter: max_n must be at least 3, got 2": lambda model: NgramDrafter(sk, min_n=3, max_n=2),

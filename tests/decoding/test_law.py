@@ -9,10 +9,11 @@ from laws.texts import FOUND, SOUND, p_value
 import python_ref.ops as oracle
 import specdec_kernels as sk
 from python_ref.decoding import Decoder, Request
-from python_ref.drafters import IndependentDrafter, NgramDrafter
+from python_ref.drafters import Eagle3Drafter, IndependentDrafter, NgramDrafter
 from python_ref.models.transformer import causal
 from python_ref.ops import law
 
+from .heads import head_of
 from .helpers import model_of
 
 TINY = {
@@ -55,9 +56,9 @@ def expected_law(model, prompt, settings):
     return shares / shares.sum()
 
 
-def p_of(model, drafter, prompt=PROMPT, **settings):
+def p_of(model, drafter, prompt=PROMPT, trials=TRIALS, **settings):
     """The p-value of the first tokens of many generations, which go on behind them."""
-    requests = [Request(prompt, max_new_tokens=LENGTH + 1, seed=seed, **settings) for seed in range(TRIALS)]
+    requests = [Request(prompt, max_new_tokens=LENGTH + 1, seed=seed, **settings) for seed in range(trials)]
     decoder = Decoder(model, ops=sk, drafter=drafter, rule="rejection", num_draft=2, max_batch=100)
     outputs = decoder.generate(requests)
     accepted = decoder.statistics.acceptance
@@ -69,14 +70,17 @@ def p_of(model, drafter, prompt=PROMPT, **settings):
 SETTINGS = {"temperature": 0.8, "top_k": 3}
 
 
-@pytest.mark.parametrize("drafter", ["sampled", "cold", "lookup"])
+@pytest.mark.parametrize("drafter", ["sampled", "cold", "lookup", "head"])
 def test_the_law_of_the_text_is_the_targets(target, small, drafter):
     made = {
         "sampled": IndependentDrafter(small, sk),
         "cold": IndependentDrafter(small, sk, temperature=0.0),
         "lookup": NgramDrafter(sk, max_n=2),
+        "head": Eagle3Drafter(head_of(target, draft_vocab=3, scale=1.0, vocab_size=4), sk),
     }[drafter]
-    assert p_of(target, made, REPEATING if drafter == "lookup" else PROMPT, **SETTINGS) > SOUND
+    prompt = PROMPT if drafter in ("sampled", "cold") else REPEATING
+    trials = TRIALS // 2 if drafter == "head" else TRIALS  # it reads prompts too
+    assert p_of(target, made, prompt, trials, **SETTINGS) > SOUND
 
 
 class RawLaw(IndependentDrafter):

@@ -176,6 +176,100 @@ def _from_chains(batch: int, full: bool) -> dict[str, Any]:
     return {"tokens": tokens, "lengths": torch.arange(batch) + 1, "out": out}
 
 
+def _new_tree(batch: int, nodes: int, depth: int, slots: bool = False) -> sk.TokenTree:
+    count = batch * nodes
+    columns = [torch.zeros(count, dtype=torch.int32) for _ in range(4)]
+    return sk.TokenTree(
+        torch.zeros(batch + 1, dtype=torch.int32),
+        torch.zeros(count, dtype=torch.int64),
+        *columns[:3],
+        max_nodes=nodes,
+        max_depth=depth,
+        slots=columns[3] if slots else None,
+        status=torch.zeros(batch, dtype=torch.int32),
+    )
+
+
+def _from_parents(batch: int, full: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "tokens": torch.arange(4 * batch),
+        "parents": torch.tensor([-1, 0, 0, 1]).repeat(batch),
+        "cu_nodes": torch.arange(batch + 1, dtype=torch.int32) * 4,
+        "max_nodes": 4,
+        "max_depth": 2,
+    }
+    if full:
+        out = _new_tree(batch, 4, 2, slots=True), torch.zeros(4 * batch, dtype=torch.int64)
+        arguments |= {"lengths": torch.arange(batch) % 2 + 3, "slots": True, "out": out}
+    return arguments
+
+
+def _from_beams(batch: int, full: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "root_tokens": torch.arange(batch),
+        "tokens": torch.arange(5 * batch).view(batch, 5),
+        "parents": torch.tensor([-1, 0, -1, 1, 2]).repeat(batch, 1),
+        "scores": -torch.rand(batch, 5),
+        "budget": 4,
+        "max_depth": 2,
+    }
+    if full:
+        out = _new_tree(batch, 4, 2), torch.zeros(4 * batch, dtype=torch.int32)
+        arguments |= {"budget": torch.full((batch,), 3), "lengths": torch.full((batch,), 4), "max_nodes": 4, "out": out}
+    return arguments
+
+
+def _best_first(batch: int, full: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "root_tokens": torch.arange(batch),
+        "log_probs": -torch.rand(batch, 2, 3),
+        "token_ids": torch.arange(6 * batch).view(batch, 2, 3),
+        "budget": 4,
+    }
+    if full:
+        arguments |= {"budget": torch.full((batch,), 3), "total_budget": 5, "max_nodes": 4}
+        arguments |= {"scores": torch.zeros(4 * batch), "out": _new_tree(batch, 4, 2)}
+    return arguments
+
+
+def _to_dense_mask(batch: int, full: bool) -> dict[str, Any]:
+    return {"tree": tree(batch)} | ({"out": torch.zeros((batch, 4, 4), dtype=torch.bool)} if full else {})
+
+
+def _to_packed_mask(batch: int, full: bool) -> dict[str, Any]:
+    if not full:
+        return {"tree": tree(batch), "layout": "query"}
+    out = torch.zeros(batch * 6, dtype=torch.uint8), torch.zeros(batch + 1, dtype=torch.int32)
+    lengths = torch.arange(batch) + 3
+    return {"tree": tree(batch), "layout": "full", "context_lens": lengths, "max_context": 7, "out": out}
+
+
+def _to_links(batch: int, full: bool) -> dict[str, Any]:
+    out = sk.Links(*(torch.zeros((batch, 4), dtype=torch.int32) for _ in range(3)))
+    return {"tree": tree(batch)} | ({"dtype": torch.int32, "out": out} if full else {})
+
+
+def _to_paths(batch: int, full: bool) -> dict[str, Any]:
+    out = torch.zeros((batch, 4, 3), dtype=torch.int32), torch.zeros(batch, dtype=torch.int32)
+    return {"tree": tree(batch)} | ({"out": out} if full else {})
+
+
+def _expand(batch: int, full: bool) -> dict[str, Any]:
+    if not full:
+        return {"logits": torch.randn(batch, DRAFT_VOCAB), "scores": None, "num": 3, "beams": 2}
+    out = sk.Expansion(
+        torch.zeros((batch, 6), dtype=torch.int64), torch.zeros(batch, 6), torch.zeros((batch, 4), dtype=torch.int32)
+    )
+    return {
+        "logits": torch.randn(2 * batch, DRAFT_VOCAB),
+        "scores": -torch.rand(batch, 2),
+        "num": 3,
+        "beams": 4,
+        "draft_to_target": torch.arange(DRAFT_VOCAB) + 5,
+        "out": out,
+    }
+
+
 def _ngram_lookup(batch: int, full: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "history": torch.arange(9 * batch).view(batch, 9) % 4,
@@ -192,6 +286,110 @@ def _ngram_lookup(batch: int, full: bool) -> dict[str, Any]:
     return arguments
 
 
+def _tree_attention(batch: int, full: bool) -> dict[str, Any]:
+    made = tree(batch)
+    nodes, heads, kv_heads = made.tokens.numel(), 6, 3
+    arguments: dict[str, Any] = {
+        "query": torch.randn(nodes, heads, 8),
+        "key_cache": torch.randn(6 * batch, 4, kv_heads, 8),
+        "value_cache": torch.randn(6 * batch, 4, kv_heads, 16),
+        "block_table": torch.arange(6 * batch).view(batch, 6),
+        "context_lens": torch.arange(batch) + 5,
+        "tree": made,
+    }
+    if full:
+        slots = torch.tensor([i for b in range(batch) for i in range(4 if b % 2 else 3)], dtype=torch.int32)
+        arguments |= {
+            "tree": made._replace(slots=slots + 1),
+            "query": torch.randn(2 * batch + 1, heads, 8),
+            "query_nodes": torch.arange(2 * batch + 1) % 2 + 1,
+            "cu_queries": torch.arange(batch + 1, dtype=torch.int32) * 2,
+            "table_rows": torch.arange(batch).flip(0),
+            "scale": 0.5,
+            "softcap": 20.0,
+            "window": 6,
+            "sinks": torch.randn(heads),
+            "visibility": "tree",
+            "key_scale": torch.rand(kv_heads) + 0.5,
+            "value_scale": torch.rand(kv_heads) + 0.5,
+            "active": torch.ones(batch, dtype=torch.bool),
+            "status": torch.zeros(batch, dtype=torch.int32),
+            "out": (torch.zeros(2 * batch + 1, heads, 16), torch.zeros(2 * batch + 1, heads)),
+        }
+    return arguments
+
+
+def _merge_states(batch: int, full: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"values": torch.randn(batch, 3, 2, 8), "lses": torch.randn(batch, 3, 2)}
+    return arguments | ({"out": (torch.zeros(batch, 2, 8), torch.zeros(batch, 2))} if full else {})
+
+
+def _pages(batch: int) -> dict[str, Any]:
+    return {"block_table": torch.arange(6 * batch).view(batch, 6), "context_lens": torch.arange(batch) + 5}
+
+
+def _kv_write(batch: int, full: bool) -> dict[str, Any]:
+    made = tree(batch)
+    nodes = made.tokens.numel()
+    arguments: dict[str, Any] = _pages(batch) | {
+        "key": torch.randn(nodes, 3, 8),
+        "value": None,
+        "key_cache": torch.zeros(6 * batch, 4, 3, 8),
+        "value_cache": None,
+        "tree": made,
+    }
+    if full:
+        rows = 2 * batch + 1
+        arguments |= {
+            "tree": made._replace(slots=torch.arange(nodes, dtype=torch.int32) % 5),
+            "key": torch.randn(rows, 3, 8),
+            "value": torch.randn(rows, 3, 16),
+            "value_cache": torch.zeros(6 * batch, 4, 3, 16),
+            "query_nodes": torch.arange(rows) % 2 + 1,
+            "cu_queries": torch.arange(batch + 1, dtype=torch.int32) * 2,
+            "table_rows": torch.arange(batch).flip(0),
+            "key_scale": torch.rand(3) + 0.5,
+            "value_scale": torch.rand(3) + 0.5,
+            "active": torch.ones(batch, dtype=torch.bool),
+            "status": torch.zeros(batch, dtype=torch.int32),
+        }
+    return arguments
+
+
+def _kv_commit(batch: int, full: bool) -> dict[str, Any]:
+    def buffer(*trailing: int) -> Tensor:
+        return torch.randn(6 * batch, 4, *trailing)
+
+    arguments: dict[str, Any] = _pages(batch) | {
+        "buffers": sk.KvBuffers((buffer(3, 8), buffer())),
+        "path": torch.tensor([[0, 2, 3]] * batch, dtype=torch.int32),
+        "num_tokens": torch.full((batch,), 3, dtype=torch.int32),
+    }
+    if full:
+        rows, slots = torch.arange(batch).flip(0), torch.tensor([0, 3, 1, 2] * batch, dtype=torch.int32)
+        own = sk.KvGroup((buffer(2),), torch.arange(6 * batch).view(batch, 6), 4, torch.arange(batch), slots + 1, rows)
+        arguments |= {
+            "buffers": sk.KvBuffers((sk.KvGroup((buffer(3, 8), buffer())), own)),
+            "cu_nodes": torch.arange(batch + 1, dtype=torch.int32) * 4,
+            "slots": slots,
+            "table_rows": torch.arange(batch),
+            "active": torch.ones(batch, dtype=torch.bool),
+            "status": torch.zeros(batch, dtype=torch.int32),
+        }
+    return arguments
+
+
+def _kv_gather(batch: int, full: bool) -> dict[str, Any]:
+    made = tree(batch)
+    arguments: dict[str, Any] = {
+        "values": torch.randn(made.tokens.numel(), 4),
+        "cu_nodes": made.cu_nodes,
+        "path": torch.tensor([[0, 2, -1]] * batch, dtype=torch.int32),
+        "num_tokens": torch.full((batch,), 2, dtype=torch.int32),
+    }
+    return arguments | ({"out": torch.zeros(batch, 3, 4)} if full else {})
+
+
 def _pack(batch: int, full: bool) -> dict[str, Any]:
     weight = torch.randn(35 + batch, 7)
     return {"weight": weight, "dtype": torch.int8, "bias": torch.randn(35 + batch)} if full else {"weight": weight}
@@ -206,12 +404,25 @@ def _skinny(batch: int, full: bool) -> dict[str, Any]:
 
 MAKERS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "tree_from_chains": _from_chains,
+    "tree_from_parents": _from_parents,
+    "tree_from_beams": _from_beams,
+    "tree_best_first": _best_first,
+    "tree_to_dense_mask": _to_dense_mask,
+    "tree_to_packed_mask": _to_packed_mask,
+    "tree_to_links": _to_links,
+    "tree_to_paths": _to_paths,
     "sample_sample": _sample,
     "sample_draft": _draft,
     "verify_greedy": _verify,
     "verify_match": _match,
     "verify_rejection": _rejection,
     "draft_ngram_lookup": _ngram_lookup,
+    "draft_expand": _expand,
+    "attention_tree_attention": _tree_attention,
+    "attention_merge_states": _merge_states,
+    "kv_write": _kv_write,
+    "kv_commit": _kv_commit,
+    "kv_gather": _kv_gather,
     "linear_pack": _pack,
     "linear_skinny": _skinny,
 }

@@ -113,7 +113,10 @@ MAY_IMPORT = {
     "_validate": {"_schema", "types"},
     "_reference": {"_schema", "types"},
     "_backend": {"_library", "_schema", "_reference"},
+    "_tree_exports": FAMILY,
+    "_planner": {"types"},
 } | {op.family: FAMILY for op in OPS}
+MAY_IMPORT["tree"] = FAMILY | {"_tree_exports", "_planner"}
 
 
 def modules_of(names):
@@ -223,7 +226,10 @@ def test_every_function_says_what_it_raises_and_promises(op):
     assert "Deterministic" in documentation
 
 
-@pytest.mark.parametrize("record", [sk.TokenTree, sk.Sampling, sk.VerifyResult, sk.linear.PackedLinear])
+RECORDS = [sk.TokenTree, sk.Sampling, sk.VerifyResult, sk.KvGroup, sk.KvBuffers, sk.Links, sk.Expansion, sk.TreeShape]
+
+
+@pytest.mark.parametrize("record", [*RECORDS, sk.linear.PackedLinear])
 def test_every_field_of_a_record_is_documented(record):
     assert list(section(record.__doc__, "Attributes")) == list(record._fields)
 
@@ -232,6 +238,6 @@ def test_every_function_takes_a_backend_and_its_outputs():
     for op in OPS:
         parameters = inspect.signature(function(op.name)).parameters
         for name in ("backend", "out"):
-            if (op.name, name) != ("linear_pack", "out"):  # packed once, at load
+            if name == "backend" or op.name not in ("linear_pack", "kv_write", "kv_commit"):  # packed once; in place
                 assert parameters[name].default is None, op.name
                 assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, op.name

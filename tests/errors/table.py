@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from dispatch.samples import sample
 
+from . import attention_table, kv_table, tree_table
+
 INDEX, FLOAT, WEIGHT = "int32 or int64", "float32, bfloat16 or float16", "float32, bfloat16 or int8"
+CACHE = "float32, bfloat16, float16, float8_e4m3fn or float8_e5m2"
 
 # Sizes of the samples: 2 requests with 7 nodes, 40 ids (2 words of mask), 24 draft ids, chains of 4, histories of 9.
 _TREE = {
@@ -42,6 +45,13 @@ _VERIFY = _TREE | {"logits": ("[T, V]", FLOAT), "rows": ("[7]", INDEX)} | _MASK 
 _MATCH = _VERIFY | _settings("sampling") | {"context_lens": ("[2]", INDEX)}
 _ROWS = {"allowed": ("[rows, 2]", "int32"), "allowed_rows": ("[2]", INDEX)}
 
+
+def _new_tree(name: str, count: int, *also: str) -> dict[str, tuple[str, str]]:
+    """A tree of 2 requests that is written."""
+    columns = {f"{name}.{field}": (f"[{count}]", "int32") for field in ("parents", "depths", "ends", *also)}
+    return columns | {f"{name}.tokens": (f"[{count}]", "int64"), f"{name}.status": ("[2]", "int32")}
+
+
 #: op -> argument -> (shape, dtypes); the first one says on which device all others must be.
 ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
     "tree_from_chains": {
@@ -54,6 +64,40 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "out.ends": ("[8]", "int32"),
         "out.status": ("[2]", "int32"),
     },
+    "tree_from_parents": {
+        "tokens": ("[T]", INDEX),
+        "parents": ("[8]", INDEX),
+        "cu_nodes": ("[B+1]", "int32"),
+        "lengths": ("[2]", INDEX),
+        "out[1]": ("[8]", "int64"),
+    }
+    | _new_tree("out[0]", 8, "slots"),
+    "tree_from_beams": {
+        "root_tokens": ("[B]", INDEX),
+        "tokens": ("[2, M]", INDEX),
+        "parents": ("[2, 5]", INDEX),
+        "scores": ("[2, 5]", "float32"),
+        "budget": ("[2]", INDEX),
+        "lengths": ("[2]", INDEX),
+        "out[0].cu_nodes": ("[3]", "int32"),
+        "out[1]": ("[8]", "int32"),
+    }
+    | _new_tree("out[0]", 8),
+    "tree_best_first": {
+        "root_tokens": ("[B]", INDEX),
+        "log_probs": ("[2, D, K]", "float32"),
+        "token_ids": ("[2, 2, 3]", INDEX),
+        "budget": ("[2]", INDEX),
+        "scores": ("[8]", "float32"),
+        "out.cu_nodes": ("[3]", "int32"),
+    }
+    | _new_tree("out", 8),
+    "tree_to_dense_mask": _TREE | {"out": ("[2, 4, 4]", "bool")},
+    "tree_to_packed_mask": _TREE
+    | {"context_lens": ("[2]", INDEX), "out[0]": ("[12]", "uint8"), "out[1]": ("[3]", "int32")},
+    "tree_to_links": _TREE
+    | {f"out.{name}": ("[2, 4]", "int32") for name in ("first_child", "next_sibling", "retrieve_index")},
+    "tree_to_paths": _TREE | {"out[0]": ("[2, 4, 3]", "int32"), "out[1]": ("[2]", "int32")},
     "sample_sample": {"logits": ("[B, V]", FLOAT), "positions": ("[2]", INDEX), "active": ("[2]", "bool")}
     | {"status": ("[2]", "int32"), "out": ("[2]", "int64")}
     | _settings("sampling")
@@ -76,12 +120,81 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "out[0]": ("[2, 2]", "int64"),
         "out[1]": ("[2]", "int32"),
     },
+    "draft_expand": {
+        "logits": ("[R, V]", FLOAT),
+        "scores": ("[B, W]", "float32"),
+        "draft_to_target": ("[24]", INDEX),
+        "out.tokens": ("[2, 6]", "int64"),
+        "out.scores": ("[2, 6]", "float32"),
+        "out.beams": ("[2, 4]", "int32"),
+    },
+    "attention_tree_attention": _TREE
+    | {
+        "query": ("[5, Hq, D]", FLOAT),
+        "key_cache": ("[P, S, Hkv, 8]", CACHE),
+        "value_cache": ("[12, 4, 3, Dv]", CACHE),
+        "block_table": ("[rows, max_pages]", INDEX),
+        "table_rows": ("[2]", INDEX),
+        "context_lens": ("[2]", INDEX),
+        "tree.slots": ("[7]", "int32"),
+        "query_nodes": ("[Tq]", INDEX),
+        "cu_queries": ("[3]", "int32"),
+        "sinks": ("[6]", "float32"),
+        "key_scale": ("[3]", "float32"),
+        "value_scale": ("[3]", "float32"),
+        "active": ("[2]", "bool"),
+        "status": ("[2]", "int32"),
+        "out[0]": ("[5, 6, 16]", "float32"),
+        "out[1]": ("[5, 6]", "float32"),
+    },
+    "attention_merge_states": {
+        "values": ("[T, S, H, D]", FLOAT),
+        "lses": ("[2, 3, 2]", "float32"),
+        "out[0]": ("[2, 2, 8]", "float32"),
+        "out[1]": ("[2, 2]", "float32"),
+    },
+    "kv_write": _TREE
+    | {
+        "key": ("[5, Hkv, D]", FLOAT),
+        "value": ("[5, 3, Dv]", FLOAT),
+        "key_cache": ("[P, S, 3, 8]", CACHE),
+        "value_cache": ("[12, 4, 3, 16]", CACHE),
+        "block_table": ("[rows, max_pages]", INDEX),
+        "table_rows": ("[2]", INDEX),
+        "context_lens": ("[2]", INDEX),
+        "tree.slots": ("[7]", "int32"),
+        "query_nodes": ("[Tq]", INDEX),
+        "cu_queries": ("[3]", "int32"),
+        "key_scale": ("[3]", "float32"),
+        "value_scale": ("[3]", "float32"),
+        "active": ("[2]", "bool"),
+        "status": ("[2]", "int32"),
+    },
+    "kv_commit": {
+        "path": ("[B, W]", "int32"),
+        "num_tokens": ("[2]", "int32"),
+        "block_table": ("[rows, max_pages]", INDEX),
+        "table_rows": ("[2]", INDEX),
+        "context_lens": ("[2]", INDEX),
+        "cu_nodes": ("[3]", "int32"),
+        "slots": ("[T]", "int32"),
+        "active": ("[2]", "bool"),
+        "status": ("[2]", "int32"),
+    },
+    "kv_gather": {
+        "values": ("[T, ...]", "any of float64, int32, int64"),
+        "cu_nodes": ("[3]", "int32"),
+        "path": ("[B, W]", "int32"),
+        "num_tokens": ("[2]", "int32"),
+        "out": ("[2, 3, 4]", "float32"),
+    },
     "linear_pack": {"weight": ("[N, K]", FLOAT), "bias": ("[37]", "float32")},
     "linear_skinny": {"x": ("[T, 7]", FLOAT), "packed.data": ("[2, 7, 32]", WEIGHT), "out": ("[2, 37]", "float32")}
     | {"packed.scales": ("[37]", "float32"), "packed.bias": ("[37]", "float32")},
 }
 
 VERIFY = ("verify_greedy", "verify_match", "verify_rejection")
+EXPORTS = ("tree_to_dense_mask", "tree_to_packed_mask", "tree_to_links", "tree_to_paths")
 DRAWN = ("sample_sample", "sample_draft", "verify_match", "verify_rejection")
 
 
@@ -91,20 +204,21 @@ def identity(text: str) -> str:
 
 
 def read(call: dict[str, Any], path: str) -> Any:
-    """The argument of a call that a message calls ``record.field`` or ``record[i]``."""
-    if "[" in path:
-        return call[path[:-3]][int(path[-2])]
+    """The argument of a call that a message calls ``record.field``, ``record[i]`` or ``record[i].field``."""
     name, _, field = path.partition(".")
-    return getattr(call[name], field) if field else call[name]
+    value = call[name[:-3]][int(name[-2])] if "[" in name else call[name]
+    return getattr(value, field) if field else value
 
 
 def changed(call: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """The call with one argument replaced."""
-    if "[" in path:
-        name, i = path[:-3], int(path[-2])
-        return call | {name: tuple(value if j == i else old for j, old in enumerate(call[name]))}
     name, _, field = path.partition(".")
-    return call | {name: call[name]._replace(**{field: value}) if field else value}
+    if field:
+        value = read(call, name)._replace(**{field: value})
+    if "[" in name:
+        name, i = name[:-3], int(name[-2])
+        value = tuple(value if j == i else old for j, old in enumerate(call[name]))
+    return call | {name: value}
 
 
 def _of_tensors() -> list[tuple[str, dict[str, Any], type, str]]:
@@ -113,7 +227,8 @@ def _of_tensors() -> list[tuple[str, dict[str, Any], type, str]]:
         call, public = sample(op, full=True), op.replace("_", ".", 1)
         for i, (path, (shape, dtypes)) in enumerate(arguments.items()):
             value, start = read(call, path), f"{public}: {path} must "
-            cases.append((op, changed(call, path, "text"), TypeError, f"{start}be a tensor, got str"))
+            kind = "an int" if path == "budget" else "a tensor"
+            cases.append((op, changed(call, path, "text"), TypeError, f"{start}be {kind}, got str"))
             for dtype in (torch.float64, torch.int32, torch.int64):
                 name = str(dtype).removeprefix("torch.")
                 if name not in dtypes.replace(",", "").split():
@@ -123,7 +238,8 @@ def _of_tensors() -> list[tuple[str, dict[str, Any], type, str]]:
             sentence = f"{start}have shape {shape}, got {list(wrong.shape)}"
             if (op, path) == ("sample_draft", "sampling.temperature"):  # with `requests` it says how many there are
                 sentence = sentence.replace("[2]", "[B]")
-            cases.append((op, changed(call, path, wrong), ValueError, sentence))
+            if "..." not in shape:
+                cases.append((op, changed(call, path, wrong), ValueError, sentence))
             if shape[1].isdigit() and (op, path) != ("sample_draft", "sampling.temperature"):
                 wrong = value[:-1]
                 sentence = f"{start}have shape {shape}, got {list(wrong.shape)}"
@@ -145,13 +261,14 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
         )
 
     spread = torch.randn(7, 80)[:, ::2]
-    for op in VERIFY:
+    for op in (*VERIFY, *EXPORTS):
         text = "tree.cu_nodes must have at least one element, got shape [0]"
         add(op, ValueError, text, tree__cu_nodes=torch.zeros(0, dtype=torch.int32))
         for bound in ("max_nodes", "max_depth"):
             add(op, TypeError, f"tree.{bound} must be an int, got str", **{f"tree__{bound}": "7"})
             add(op, TypeError, f"tree.{bound} must be an int, got bool", **{f"tree__{bound}": True})
             add(op, ValueError, f"tree.{bound} must be at least 0, got -1", **{f"tree__{bound}": -1})
+    for op in VERIFY:
         add(op, ValueError, "logits must have unit stride in the last dimension, got 2", logits=spread)
         add(op, ValueError, "logits must have at least one column, got shape [7, 0]", logits=torch.randn(7, 0))
         add(op, ValueError, "logits must have at least 7 rows, got 6", "rows", logits=torch.randn(6, 40))
@@ -241,7 +358,9 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
     add("linear_skinny", ValueError, text, packed__scales=None)
     text = "packed.scales must be None unless there are int8 weights, got a tensor"
     add("linear_skinny", ValueError, text, packed__data=torch.zeros(2, 7, 32))
-    return cases + _records() + _written()
+    attention_table.special(add)
+    kv_table.special(add)
+    return cases + tree_table.special() + _records() + _written()
 
 
 def _records() -> list[tuple[str, dict[str, Any], type, str]]:
@@ -251,7 +370,7 @@ def _records() -> list[tuple[str, dict[str, Any], type, str]]:
     for op in ARGUMENTS:
         call, public = sample(op, full=True), op.replace("_", ".", 1)
         wanted = kinds | ({"out": "VerifyResult"} if op in VERIFY else {})
-        wanted |= {"out": "TokenTree"} if op == "tree_from_chains" else {}
+        wanted |= {"out": "TokenTree"} if op in ("tree_from_chains", "tree_best_first") else {}
         for name in (name for name in wanted if name in call):
             sentence = f"{public}: {name} must be a {wanted[name]}, got int"
             cases.append((op, changed(call, name, 3), TypeError, sentence))

@@ -6,8 +6,6 @@ import torch
 from agreement.compare import device_of, move
 from dispatch.samples import function, sample
 
-import specdec_kernels as sk
-
 PROGRAM = """
 import torch
 import specdec_kernels as sk
@@ -24,6 +22,7 @@ for name in CASES:
 
 NAN = "logits must not contain NaN, got status 1 for requests"
 MALFORMED = "tree and row indices must be well-formed, got status 8 for requests"
+PAGES = "block_table must hold page ids within range, got status 16 for requests"
 # name -> op, what is spoiled in its sample, the sentence
 CASES = {
     "a NaN at the root": ("verify_greedy", lambda call: call["logits"].__setitem__(0, torch.nan), f"{NAN} [0]"),
@@ -32,12 +31,25 @@ CASES = {
     "a NaN in plain decoding": ("sample_sample", lambda call: call["logits"][1].fill_(torch.nan), f"{NAN} [1]"),
     "a wrong end": ("verify_rejection", lambda call: call["tree"].ends.__setitem__(1, 9), f"{MALFORMED} [0]"),
     "a length out of range": ("tree_from_chains", lambda call: call["lengths"].fill_(9), f"{MALFORMED} [0 1]"),
+    "a parent behind its child": (
+        "tree_from_parents",
+        lambda call: call["parents"].__setitem__(5, 3),
+        f"{MALFORMED} [1]",
+    ),
+    "a parent outside the pool": (
+        "tree_from_beams",
+        lambda call: call.update(parents=torch.full((2, 5), 5)),
+        f"{MALFORMED} [0 1]",
+    ),
     "a row out of range": (
         "verify_greedy",
         lambda call: call.update(rows=torch.full((7,), -1)),
         f"{MALFORMED} [0 1]",
     ),
     "a request out of range": ("sample_draft", lambda call: call["requests"].__setitem__(1, 2), f"{MALFORMED} [1]"),
+    "a path that turns back": ("kv_commit", lambda call: call["path"][1].fill_(2), f"{MALFORMED} [1]"),
+    "a move to no page": ("kv_commit", lambda call: call["block_table"].fill_(-1), f"{PAGES} [0 1]"),
+    "a row to no page": ("kv_write", lambda call: call["block_table"][0].fill_(12), f"{PAGES} [0]"),
 }
 
 
@@ -65,9 +77,11 @@ def test_bad_data_does_not_raise_without_it():
 @pytest.mark.parametrize("name", CASES)
 def test_bad_data_sets_the_status_that_the_sentence_names(backend, name):
     op, call = spoiled(name, backend)
-    if op.startswith("sample"):
+    alone = op.startswith(("sample", "kv"))  # the status is no part of a result
+    if alone:
         call["status"] = torch.zeros(2, dtype=torch.int32, device=device_of(backend))
     made = function(op)(**call)
+    made = made if hasattr(made, "status") or alone else made[0]
     status = call.get("status", getattr(made, "status", None)).cpu()
-    bit = sk.Status.NAN if "status 1" in CASES[name][2] else sk.Status.MALFORMED
+    bit = int(CASES[name][2].split("status ")[1].split()[0])
     assert CASES[name][2].endswith(str((status & bit).nonzero().flatten().numpy()))

@@ -12,14 +12,28 @@ from .table import ARGUMENTS, VERIFY, identity
 _FIELDS = {name: f"tree.{name}" for name in ("cu_nodes", "tokens", "parents", "depths", "ends")}
 _RESULT = {name: f"out.{name}" for name in ("num_tokens", "path", "status", "logprobs", "lse")}
 _VERIFY = _FIELDS | _RESULT | {"out_tokens": "out.tokens"}
+_PAIR = {name: f"out[0].{name}" for name in (*_FIELDS, "status", "slots")} | {"order": "out[1]"}
 NAMES = {
     "tree_from_chains": {name: f"out.{name}" for name in (*_FIELDS, "status")} | {"chains": "tokens"},
+    "tree_from_parents": _PAIR | {"given_tokens": "tokens", "given_parents": "parents", "cu_nodes": "cu_nodes"},
+    "tree_from_beams": _PAIR | {"pool_tokens": "tokens", "pool_parents": "parents", "budgets": "budget"},
+    "tree_best_first": {name: f"out.{name}" for name in (*_FIELDS, "status")} | {"budgets": "budget"},
+    "tree_to_dense_mask": _FIELDS | {"mask": "out"},
+    "tree_to_packed_mask": _FIELDS | {"mask": "out[0]", "indptr": "out[1]"},
+    "tree_to_links": _FIELDS | {name: f"out.{name}" for name in ("first_child", "next_sibling", "retrieve_index")},
+    "tree_to_paths": _FIELDS | {"paths": "out[0]", "num_paths": "out[1]"},
     "sample_sample": {"out_tokens": "out"},
     "sample_draft": {"drafts": "out"},
     "verify_greedy": _VERIFY,
     "verify_match": _VERIFY,
     "verify_rejection": _VERIFY,
     "draft_ngram_lookup": {"drafts": "out[0]", "counts": "out[1]"},
+    "attention_tree_attention": _FIELDS | {"slots": "tree.slots", "out": "out[0]", "lse": "out[1]"},
+    "attention_merge_states": {"out": "out[0]", "lse": "out[1]"},
+    "draft_expand": {"tokens": "out.tokens", "child_scores": "out.scores", "beams": "out.beams"},
+    "kv_write": _FIELDS | {"slots": "tree.slots"},
+    "kv_commit": {},
+    "kv_gather": {},
     "linear_pack": {"packed": "packed.data", "scales": "packed.scales"},
     "linear_skinny": {"packed": "packed.data", "scales": "packed.scales", "bias": "packed.bias"},
 }
@@ -36,6 +50,24 @@ SHAPES = {
     "linear_pack": _PACKED,
     "linear_skinny": _PACKED | {"packed.bias": ("[37]", "float32"), "out": ("[T, N]", "float32, bfloat16 or float16")},
     "tree_from_chains": {"out.tokens": ("[8]", _INDEX)},
+    "tree_from_parents": {"out[0].tokens": ("[8]", _INDEX)},
+    "tree_from_beams": {"out[0].tokens": ("[8]", _INDEX), "tokens": ("[B, M]", _INDEX)},
+    "tree_best_first": {"out.tokens": ("[8]", _INDEX), "log_probs": ("[2, 2, 3]", "float32")},
+    "tree_to_dense_mask": {"out": ("[B, N, N]", "bool")},
+    "tree_to_packed_mask": {"out[0]": ("[bytes]", "uint8")},
+    "tree_to_links": {
+        f"out.{name}": (shape, _INDEX)
+        for name, shape in (("first_child", "[B, N]"), ("next_sibling", "[2, 4]"), ("retrieve_index", "[2, 4]"))
+    },
+    "tree_to_paths": {"out[0]": ("[B, N, depth]", "int32")},
+    "attention_tree_attention": {
+        "query": ("[Tq, Hq, D]", "float32, bfloat16 or float16"),
+        "value_cache": ("[P, S, Hkv, Dv]", "float32, bfloat16, float16, float8_e4m3fn or float8_e5m2"),
+    },
+    "draft_expand": {"out.beams": ("[B, beams]", "int32")},
+    "kv_write": {name: ("[5, 3, D]", "float32, bfloat16 or float16") for name in ("key", "value")}
+    | {"value_cache": ("[P, S, 3, 16]", "float32, bfloat16, float16, float8_e4m3fn or float8_e5m2")},
+    "kv_gather": {"values": (), "out": ()},  # of any rank and dtype
     "draft_ngram_lookup": {"out[0]": ("[2, 2]", _INDEX)},
     "sample_sample": {"out": ("[2]", "int64")},
     "sample_draft": {"temperature": ("[B]", "float32")},
@@ -63,7 +95,10 @@ def cases():
             if not isinstance(value, torch.Tensor):
                 continue
             path = names.get(argument.name, argument.name)
-            shape, dtypes = expected(op, path)
+            known = expected(op, path)
+            if not known:
+                continue
+            shape, dtypes = known
             start = f"{op.replace('_', '.', 1)}: {path} must have "
 
             def broken(wrong, text, op=op, arguments=arguments, i=i, start=start):
@@ -119,7 +154,7 @@ def special():
         add(op, text, packed=torch.Tensor.float)
     for wrong in (torch.zeros(1, 37), torch.zeros((2, 37), dtype=torch.bfloat16)):
         add("linear_skinny", f"out must have the rows and the dtype of x, got shape {list(wrong.shape)}", out=wrong)
-    found += _special_of_rules()
+    found += _special_of_rules() + _special_of_trees()
     return found
 
 
@@ -172,7 +207,140 @@ def _special_of_rules():
     return found
 
 
-CASES = cases() + special()
+def _special_of_trees():
+    found = []
+
+    def add(op, text, **changes):
+        found.append(case(op, text, **changes))
+
+    for op, most in (("tree_from_parents", 1024), ("tree_from_beams", 1024), ("tree_best_first", 1024)):
+        for wrong in (-1, most + 1):
+            add(op, f"max_nodes must be between 0 and {most}, got {wrong}", max_nodes=wrong)
+        name = "out" if op == "tree_best_first" else "out[0]"
+        like = "tokens" if op == "tree_from_parents" else "root_tokens"
+        add(op, f"{name}.tokens must have the dtype of {like}, got another dtype", tokens=torch.Tensor.int)
+        for field in ("tokens", "parents", "depths", "ends", "status"):
+            add(op, f"{name}.{field} must be contiguous, got stride 2", **{field: spread})
+    for op in ("tree_from_parents", "tree_from_beams"):
+        add(op, "max_depth must be at least 0, got -1", max_depth=-1)
+        add(op, "out[1] must be contiguous, got stride 2", order=spread)
+    text = "cu_nodes must have at least one element, got shape [0]"
+    add("tree_from_parents", text, cu_nodes=lambda value: value[:0])
+    add("tree_from_parents", "out[0].slots must be contiguous, got stride 2", slots=spread)
+    wide = torch.zeros((2, 4097), dtype=torch.int64)
+    add("tree_from_beams", "tokens must have at most 4096 columns, got 4097", pool_tokens=wide)
+    add("tree_best_first", "total_budget must be at least -1, got -2", total_budget=-2)
+    add("tree_best_first", "scores must be contiguous, got stride 2", scores=spread)
+    gap = "must be contiguous, got stride {stride} in dimension {at}"
+    cut = lambda value: value.repeat(1, 2, 1)[:, : value.shape[1]]  # noqa: E731
+    add("tree_to_dense_mask", "out " + gap.format(stride=2, at=2), mask=spread)
+    add("tree_to_dense_mask", "out " + gap.format(stride=32, at=0), mask=cut)
+    add("tree_to_dense_mask", "out must have shape [2, 4, 4], got [2, 4, 3]", mask=lambda value: value[..., :3])
+    op = "tree_to_packed_mask"
+    for layout in (-1, 3):
+        add(op, f"layout must be 0, 1 or 2, got {layout}", layout=layout)
+    add(op, "tree.max_nodes must be at least 0, got -1", max_nodes=-1)
+    add(op, "tree.cu_nodes must have at least one element, got shape [0]", cu_nodes=lambda value: value[:0])
+    add(op, "context_lens must be given for this layout, got None", context_lens=None)
+    add(op, "out[1] must be given for this layout, got None", indptr=None)
+    add(op, "out[1] must be contiguous, got stride 2", indptr=spread)
+    add(op, "out[0] must be contiguous, got stride 2", mask=spread)
+    huge = torch.zeros(1, dtype=torch.uint8).expand(2**31)
+    add(op, "out[0] must have at most 2147483647 bytes, got 2147483648", mask=huge)
+    for layout, dtype, name in ((1, torch.uint8, "uint8"), (2, torch.int32, "int32")):
+        flat, wrong = torch.zeros((2, 4, 1), dtype=torch.int64), torch.zeros((2, 4, 2), dtype=dtype)
+        add(op, f"out[0] must have dtype {name}, got another dtype", layout=layout, mask=flat)
+        add(op, "out[0] must have shape [2, 4, 1], got [2, 4, 2]", layout=layout, mask=wrong)
+    op, unit = "tree_to_links", "must have unit stride in its last dimension, got stride 2"
+    for name in ("first_child", "next_sibling", "retrieve_index"):
+        add(op, f"out.{name} {unit}", **{name: spread})
+        add(op, f"out.{name} must be contiguous, got row stride 8", **{name: lambda value: value.repeat(1, 2)[:, :4]})
+    text = "out.retrieve_index must have the dtype of out.first_child, got another dtype"
+    add(op, text, retrieve_index=torch.Tensor.long)
+    op = "tree_to_paths"
+    add(op, "out[0] must have at least one column, got 0", paths=lambda value: value[..., :0])
+    add(op, "out[0] " + gap.format(stride=2, at=2), paths=spread)
+    add(op, "out[1] must be contiguous, got stride 2", num_paths=spread)
+    op = "draft_expand"
+    add(op, f"logits {unit}", logits=spread)
+    text = "logits must have between 1 and 2147483647 columns, got 0"
+    add(op, text, logits=lambda value: value[:, :0])
+    add(op, "scores must have at most 64 columns, got 65", scores=torch.zeros(2, 65))
+    add(op, "logits must have 6 rows, got 4", scores=torch.zeros(2, 3))
+    for num in (0, 65):
+        add(op, f"num must be between 1 and 64, got {num}", num=num)
+        beams = torch.zeros((2, num), dtype=torch.int32)
+        add(op, f"beams must be between 1 and 64, got {num}", beams=beams)
+    for name, path in (("tokens", "tokens"), ("child_scores", "scores"), ("beams", "beams")):
+        add(op, f"out.{path} {unit}", **{name: spread})
+    return found
+
+
+def of_kv():
+    """The lists of ``kv_commit``, and what is special of its family."""
+    found = []
+
+    def add(op, text, **changes):
+        found.append(case(op, text, **changes))
+
+    unit = "must have unit stride in its last dimension, got stride 2"
+    for name in ("key", "value", "key_cache", "value_cache"):
+        add("kv_write", f"{name} {unit}", **{name: spread})
+    for name in ("key_cache", "value_cache"):
+        text = f"{name} must have a page size that is a power of two, got 3"
+        add("kv_write", text, **{name: lambda value: value[:, :3]})
+    add("kv_write", "value_cache must have the pages of key_cache, got [11, 4, 3, 16]", value_cache=lambda v: v[1:])
+    add("kv_write", "key_cache must have shape [P, S, 3, 8], got [12, 4, 2, 8]", key_cache=lambda v: v[:, :, :2])
+    for name in ("value", "value_cache"):
+        add("kv_write", f"{name} must be given together with the other, got None", **{name: None})
+    add("kv_write", "value_scale must be None without values, got a tensor", value=None, value_cache=None)
+    for name in ("query_nodes", "cu_queries"):
+        add("kv_write", f"{name} must be given together with the other, got None", **{name: None})
+    text = "block_table must have 2 rows, got 3"
+    add("kv_write", text, table_rows=None, block_table=lambda value: value[[0, 1, 0]])
+    add("kv_write", "tree.cu_nodes must have at least one element, got none", cu_nodes=lambda value: value[:0])
+
+    def nth(i, change):
+        return lambda values: [change(value) if j == i else value for j, value in enumerate(values)]
+
+    def replace(name, i, change, text):
+        add("kv_commit", text, **{name: nth(i, change)})
+
+    replace("buffers", 1, lambda v: v[0, 0], "buffers[1] must have at least 2 dimensions, got shape []")
+    replace("buffers", 1, lambda v: v[:, :2], "buffers[1] must have the page size of its group, 4, got 2")
+    replace("buffers", 2, lambda v: v[:, :3], "buffers[2] must have a page size that is a power of two, got 3")
+    replace("buffers", 2, lambda v: v[:, :0], "buffers[2] must have a page size that is a power of two, got 0")
+    huge = torch.zeros(1).expand(2, 4, 2**29)
+    replace("buffers", 2, lambda v: huge, "buffers[2] must have rows of less than 2 GiB, got 2147483648 bytes")
+    text = "buffers[1] must not be in the memory of another, got that of buffers[0]"
+    add("kv_commit", text, buffers=lambda values: [values[0], values[0][..., :1], values[2]])
+    replace("block_tables", 1, lambda v: v[0], "block_table must have 2 dimensions, got shape [6]")
+    replace("block_tables", 0, torch.Tensor.float, "block_table must have dtype int32 or int64, got another dtype")
+    rows = {"table_rows": [None, None]}
+    add("kv_commit", "block_table must have 2 rows, got 3", block_tables=nth(1, lambda v: v[[0, 1, 0]]), **rows)
+    replace("table_rows", 0, lambda v: v[:1], "table_rows must have shape [2], got [1]")
+    replace("context_lens", 1, lambda v: v[:1], "context_lens must have shape [2], got [1]")
+    replace("context_lens", 1, torch.Tensor.double, "context_lens must have dtype int32 or int64, got another dtype")
+    replace("slots", 1, torch.Tensor.long, "slots must have dtype int32, got another dtype")
+    replace("slots", 0, lambda v: v[None], "slots must have 1 dimensions, got shape [1, 8]")
+    add("kv_commit", "cu_nodes must be given with slots, got None", cu_nodes=None)
+    add("kv_commit", "status must be contiguous, got stride 2", status=spread)
+    for sizes, text in (([2, 2], "2 for group 1"), ([-1, 4], "-1 for group 0"), ([1, 1], "2 of 3")):
+        add("kv_commit", f"group_sizes must count the buffers, got {text}", group_sizes=sizes)
+    text = "block_tables must have 3 elements, as all lists of groups, got 2"
+    add("kv_commit", text, group_sizes=[1, 1, 1])
+
+    add("kv_gather", "values must have at least 1 dimension, got shape []", values=torch.tensor(1.0))
+    text = "out must have shape [2, 3, ...] with the rows of values, got "
+    add("kv_gather", text + "[2, 3, 4]", values=torch.zeros(7, 5))
+    add("kv_gather", text + "[2, 3]", out=torch.zeros(2, 3))
+    add("kv_gather", "out must have the dtype of values, got another dtype", out=torch.Tensor.double)
+    add("kv_gather", "out must be contiguous, got other strides", out=spread)
+    add("kv_gather", "values must have rows of less than 2 GiB, got 2147483648 bytes", values=huge[0])
+    return found
+
+
+CASES = cases() + special() + of_kv()
 
 
 @pytest.mark.parametrize("case", CASES, ids=[identity(case[2]) for case in CASES])

@@ -22,6 +22,7 @@ if __package__ in (None, ""):
 
 import torch
 from agreement.compare import move, same
+from dispatch import steps
 from dispatch.samples import function, sample, tree
 from torch.utils import _pytree as pytree
 
@@ -77,6 +78,7 @@ _CHANGES: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     "context_lens": lambda value, step: value + 5 * step,
     "positions": lambda value, step: value + 5 * step,
     "tokens": lambda value, step: value + step,
+    "root_tokens": lambda value, step: value + step,
     "history": lambda value, step: value.roll(step, 1),
     "active": lambda value, step: torch.arange(len(value)) % 2 != step % 2,
 }
@@ -92,7 +94,7 @@ def changed(op: str, full: bool, step: int) -> dict[str, Any]:
         if isinstance(arguments.get(name), torch.Tensor):
             arguments[name] = change(arguments[name], step)
     if "tree" in arguments:
-        arguments["tree"] = _swapped(step)
+        arguments["tree"] = _swapped(step)._replace(slots=arguments["tree"].slots)
     return arguments
 
 
@@ -102,9 +104,14 @@ def overwrite(held: Any, values: Any) -> None:
         ours.copy_(theirs)
 
 
-def _written(result: Any, arguments: dict[str, Any]) -> list[torch.Tensor]:
-    """Everything that a call has written: what it returns, and ``status``, which some take."""
-    return [tensor.clone() for tensor in tensors(result) + tensors(arguments.get("status"))]
+#: Arguments that some ops write beside what they return.
+ALSO_WRITTEN = ("status", "scores", "key_cache", "value_cache", "buffers")
+
+
+def written(result: Any, arguments: dict[str, Any]) -> list[torch.Tensor]:
+    """Everything that a call has written."""
+    also = [arguments.get(name) for name in ALSO_WRITTEN]
+    return [tensor.clone() for tensor in tensors(result) + tensors(also)]
 
 
 def _compare(op: str, label: str, ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
@@ -124,15 +131,7 @@ def replay(op: str, backend: str, full: bool) -> None:
     """A graph, captured once, gives what a call gives after the tensors that it reads have changed, lengths included."""
     held = on_device(changed(op, full, 0))
     call = partial(function(op), backend=backend)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call(**held)  # kernels are compiled and loaded outside of the capture
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call(**held)
+    graph, result = _captured(partial(call, **held))
     for step in (0, 1, 2, 3, 0):
         values = on_device(changed(op, full, step))
         overwrite(held, values)
@@ -140,7 +139,7 @@ def replay(op: str, backend: str, full: bool) -> None:
         torch.cuda.synchronize()
         expected = call(**values)
         torch.cuda.synchronize()
-        _compare(op, f"step {step}", _written(result, held), _written(expected, values))
+        _compare(op, f"step {step}", written(result, held), written(expected, values))
 
 
 def without_sync(op: str, backend: str, full: bool) -> None:
@@ -156,11 +155,80 @@ def without_sync(op: str, backend: str, full: bool) -> None:
     torch.cuda.synchronize()
 
 
+def _captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of a call, and what the call gave; kernels are compiled and loaded outside of the capture."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph, result
+
+
+def once_step(backend: str) -> None:
+    """Two whole steps."""
+    for number in (0, 1):
+        steps.step(steps.inputs(number, DEVICE), backend)
+        torch.cuda.synchronize()
+
+
+def replay_step(backend: str) -> None:
+    """A whole step (build, write, attend, verify, commit, gather) as one graph, with other lengths at each replay."""
+    for dtype in (torch.float32, torch.bfloat16):
+        held = steps.inputs(0, DEVICE, dtype)
+        graph, result = _captured(partial(steps.step, held, backend))
+        for number in (0, 1, 2, 3, 0):
+            values = steps.inputs(number, DEVICE, dtype)
+            overwrite(held, values)
+            graph.replay()
+            torch.cuda.synchronize()
+            expected = steps.step(values, backend)
+            torch.cuda.synchronize()
+            _compare("step", f"data {number}", tensors((result, held)), tensors((expected, values)))
+
+
+def step_without_sync(backend: str) -> None:
+    """A whole step neither waits for the device nor reads from it."""
+    given = steps.inputs(0, DEVICE)
+    steps.step(given, backend)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps.step(given, backend)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+
+
 CHECKS: dict[str, Callable[[str, str, bool], None]] = {
     "once": once,
     "replay": replay,
     "without_sync": without_sync,
 }
+
+
+#: The same of a whole step.
+STEP_CHECKS: dict[str, Callable[[str], None]] = {
+    "once": once_step,
+    "replay": replay_step,
+    "without_sync": step_without_sync,
+}
+
+
+def _counted(label: str, check: Callable[[], Any], good: int, bad: int) -> tuple[int, int]:
+    """Run a check, say how it went, and count it; whatever it does, the next one has its turn."""
+    try:
+        check()
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        print(f"FAILED {label} - {type(error).__name__}: {lines[0]}", flush=True)
+        return good, bad + 1
+    print(f"PASSED {label}", flush=True)
+    return good + 1, bad
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,15 +248,13 @@ def main(arguments: list[str] | None = None) -> int:
         for name in given.checks:
             for full in (False, True):
                 label = f"{name}[{op}-{backend}-{'full' if full else 'plain'}]"
-                try:
-                    CHECKS[name](op, backend, full)
-                except Exception as error:  # the next op has its turn
-                    lines = str(error).strip().splitlines() or [""]
-                    print(f"FAILED {label} - {type(error).__name__}: {lines[0]}", flush=True)
-                    bad += 1
-                else:
-                    print(f"PASSED {label}", flush=True)
-                    good += 1
+                good, bad = _counted(label, partial(CHECKS[name], op, backend, full), good, bad)
+    for backend in given.backend or BACKENDS:
+        reasons = [reason for op in steps.OPS if (reason := why_not(op, backend)) is not None]
+        for name in STEP_CHECKS:
+            if name not in given.checks or reasons:
+                continue
+            good, bad = _counted(f"{name}[step-{backend}]", partial(STEP_CHECKS[name], backend), good, bad)
     print(f"{good} passed, {bad} failed")
     return 0 if good and not bad else 1
 

@@ -14,7 +14,10 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         reason = None
         if item.path.parent == _HERE and item.path.name == "test_device.py":
-            reason = calls.why_not(item.callspec.params["op"], item.callspec.params["backend"])
+            parameters = item.callspec.params
+            ops = [parameters["op"]] if "op" in parameters else calls.steps.OPS  # a whole step
+            reasons = (calls.why_not(op, parameters["backend"]) for op in ops)
+            reason = next((found for found in reasons if found is not None), None)
         if reason is None:
             kept.append(item)
         else:

@@ -162,9 +162,12 @@ def test_what_changes_between_replays_fits_the_graph_and_changes_the_result(op, 
         held = calls.copied(calls.changed(op, full, 0))
         assert [t.shape for t in calls.tensors(held)] == [t.shape for t in calls.tensors(values)]
         calls.overwrite(held, values)
-        made = [calls.function(op)(**calls.copied(each), backend="cpu") for each in (held, values)]
-        calls._compare(op, f"step {step}", *map(calls.tensors, made))
-        results.append(calls.tensors(made[0]))
+        made = []
+        for each in (held, values):
+            arguments = calls.copied(each)
+            made.append(calls.written(calls.function(op)(**arguments, backend="cpu"), arguments))
+        calls._compare(op, f"step {step}", *made)
+        results.append(made[0])
     for other in results[1:]:
         assert any(not torch.equal(a, b) for a, b in zip(results[0], other, strict=True)), op
 
@@ -195,10 +198,8 @@ def cpu_graphs(monkeypatch):
             if state.graph is not None:
                 kept = arguments
                 if state.stale:
-                    kept = {
-                        name: calls.copied(value) for name, value in arguments.items() if name not in ("out", "status")
-                    }
-                    kept |= {name: arguments[name] for name in ("out", "status") if name in arguments}
+                    same = ("out", *calls.ALSO_WRITTEN)
+                    kept = {name: v if name in same else calls.copied(v) for name, v in arguments.items()}
                 state.graph.recorded.append(partial(function(op), **kept))
             return function(op)(**arguments)
 

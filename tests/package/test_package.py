@@ -78,8 +78,9 @@ def installed(wheel, tmp_path_factory):
 
 
 def shipped(source):
-    """What every installation has: the packages' Python files, and the models."""
+    """What every installation has: the packages' Python files, the models, and the parts of the page of a trace."""
     found = [path for folder in PACKAGES for path in (source / folder).rglob("*.py")]
+    found += (source / "specdec_kernels" / "cli" / "page").iterdir()
     return found + [path for path in (source / "python_ref" / "assets").rglob("*") if path.is_file()]
 
 

@@ -20,24 +20,41 @@ os.environ.pop("TRITON_INTERPRET", None)
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
+from attention_builds import BUILDS, Build
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from specdec_kernels.triton import arrivals, draft, law, sample, tree, verify
+from specdec_kernels.triton import (
+    arrivals,
+    best_first,
+    draft,
+    kv,
+    law,
+    sample,
+    store,
+    tree,
+    tree_build,
+    tree_export,
+    verify,
+)
 
 ARCHITECTURES = (80, 90, 100)
 
 _POINTERS = {
     "*bf16": "logits draft_logits",
     "*fp32": "temperature top_p min_p draft_temperature draft_top_p draft_min_p tops sums draft_tops draft_sums "
-    "logprobs lse",
+    "logprobs lse scores log_probs child_scores key_scale value_scale",
     "*fp64": "masses draft_masses heads",
     "*i32": "top_k draft_top_k cu_nodes parents depths ends nans owners draft_nans status num_tokens path allowed "
-    "draft_allowed counts",
+    "draft_allowed counts names tree_slots candidates space live indptr paths num_paths beams cu_queries "
+    "node_slots",
     "*i64": "seed positions rows draft_rows allowed_rows draft_allowed_rows requests nodes tree_depths out_tokens "
     "tokens drafts history lengths chains id_of column_of draft_to_target target_to_draft context_lens max_tokens "
-    "scratch cuts draft_cuts",
-    "*u8": "active",
+    "scratch cuts draft_cuts given_tokens given_parents sources root_tokens pool_tokens pool_parents budgets token_ids "
+    "keys first_child next_sibling retrieve_index table table_rows query_nodes data out_data data0 data1 data2 data3 "
+    "data4 data5 data6 data7",
+    "*i16": "new_key new_value",
+    "*u8": "active mask key_cache value_cache",
 }
 _TYPES = {name: kind for kind, names in _POINTERS.items() for name in names.split()}
 
@@ -58,6 +75,25 @@ _RULE = {"REPLACEMENT": False, "MODE": 1, "FILTERED": True, "DRAFT_FILTERED": Fa
 # Name, kernel, absent arguments, constants: a usual call and, where another code path exists, that one.
 CASES: list[tuple[str, Any, list[str], dict[str, Any]]] = [
     ("from_chains", tree.from_chains_kernel, [], {"TILE": 256}),
+    ("from_parents", tree_build.from_parents_kernel, [], {"TILE": 1024, "CHUNK": 4, "SEARCH": 256}),
+    ("from_beams", tree_build.from_beams_kernel, [], {"POOL": 1024, "TILE": 64, "POOL_CHUNK": 4, "CHUNK": 64}),
+    ("best_first, nodes", best_first.choose_kernel, [], {"TILE": 64, "RANKS": 64}),
+    ("best_first, places", best_first.place_kernel, [],
+     {"SHARED": True, "TILE": 64, "CHUNK": 64, "OTHERS": 64, "SEARCH": 256}),
+    ("dense mask", tree_export.mask_kernel, [], {"BITS": 1, "ROWS": 64, "COLUMNS": 64}),
+    ("packed mask", tree_export.mask_kernel, [], {"BITS": 8, "ROWS": 64, "COLUMNS": 8}),
+    ("live nodes", tree_export.live_kernel, [], {}),
+    ("full mask", tree_export.full_mask_kernel, [], {"BYTES": 256, "SEARCH": 256}),
+    ("links", tree_export.links_kernel, [], {"NODES": 64}),
+    ("paths", tree_export.paths_kernel, [], {"NODES": 64, "TILE": 4096}),
+    ("children of beams", draft.children_kernel, [], {"NUM": 16, **_WIDE}),
+    ("beams", draft.beams_kernel, [], {"TILE": 4096}),
+    ("commit", kv.commit_kernel, [], {"PAGE": 16, "W": 8, "TILE": 256, "ONE_RUN": True}),
+    ("commit of several runs", kv.commit_kernel, ["node_slots"], {"PAGE": 1, "W": 64, "TILE": 512, "ONE_RUN": False}),
+    ("gather", kv.gather_kernel, [], {"TILE": 512, "ONE_RUN": True}),
+    ("write", store.write_kernel, [],
+     {"PAGE": 16, "KEY_IS_BFLOAT16": True, "VALUE_IS_BFLOAT16": True, "KEY_FORM": 3, "VALUE_FORM": 4, "KEY_TILE": 1024,
+      "VALUE_TILE": 1024}),
     ("ngram_lookup", draft.ngram_lookup_kernel, [], {"TILE": 1024, "NUM": 8}),
     ("scan of rows", law.scan_kernel, [*_MASKED, *_MAPS, "rows", "cu_nodes", "parents", "ends"],
      {"OF_CHILDREN": False, "TILE": 4096, "SEARCH": 64}),
@@ -75,19 +111,48 @@ CASES: list[tuple[str, Any, list[str], dict[str, Any]]] = [
 ]  # fmt: skip
 
 #: What is compiled for one architecture only, because it takes long or differs in its reads alone.
-ONCE = ("rejection, wide", "match", "scan of mapped children", "draft, mapped and coupled")
+ONCE = (
+    "rejection, wide",
+    "match",
+    "scan of mapped children",
+    "draft, mapped and coupled",
+    "commit of several runs",
+    "gather",
+)
 
 
-def _compile(case: int, architecture: int) -> dict[str, Any]:
-    name, kernel, absent, constants = CASES[case]
-    missing = dict.fromkeys(absent) | ({"scratch": None} if constants.get("NB") == 1 else {})
-    constants = {name: value for name, value in (missing | constants).items() if name in kernel.arg_names}
-    signature = {
-        argument: "constexpr" if argument in constants else _TYPES.get(argument, "i32") for argument in kernel.arg_names
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    warps = 8 if constants["TILE"] >= 2048 else 4
-    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps})
+def _builds() -> list[Build]:
+    """Everything, the slow ones first."""
+    builds = list(BUILDS)
+    for name, kernel, absent, constants in reversed(CASES):
+        missing = [*absent, "scratch"] if constants.get("NB") == 1 else absent
+        warps = 8 if constants.get("TILE", 0) >= 2048 or constants.get("POOL", 0) >= 1024 else 4
+        builds += [
+            Build(name, architecture, kernel, missing, constants, _TYPES, warps)
+            for architecture in ARCHITECTURES
+            if architecture == 90 or name not in ONCE
+        ]
+    return builds
+
+
+def _compile(number: int) -> dict[str, Any]:
+    build = _builds()[number]
+    names = build.kernel.arg_names
+    constants = dict.fromkeys(name for name in build.absent if name in names)
+    constants |= {name: value for name, value in build.constants.items() if name in names}
+    signature = {name: "constexpr" if name in constants else build.types.get(name, "i32") for name in names}
+    even = [name for name in names if build.even and (name in build.even or signature[name].startswith("*"))]
+    source = ASTSource(
+        fn=build.kernel,
+        signature=signature,
+        constexprs=constants,
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in even},
+    )
+    made = triton.compile(
+        source,
+        target=GPUTarget("cuda", build.architecture, 32),
+        options={"num_warps": build.warps, "num_stages": build.stages},
+    )
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -95,24 +160,19 @@ def _compile(case: int, architecture: int) -> dict[str, Any]:
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     found = {key.lower(): int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return {
-        "name": name,
-        "architecture": architecture,
+        "name": build.name,
+        "architecture": build.architecture,
         "shared": made.metadata.shared,
         "ptx": len(made.asm["ptx"]),
+        "copies": made.asm["ptx"].count("cp.async.cg"),
         **found,
     }
 
 
 def main() -> None:
-    """Compile everything, the slow ones first."""
-    jobs = [
-        (case, architecture)
-        for case in reversed(range(len(CASES)))
-        for architecture in ARCHITECTURES
-        if architecture == 90 or CASES[case][0] not in ONCE
-    ]
+    """Compile everything."""
     with ProcessPoolExecutor(int(sys.argv[1]), mp_context=get_context("fork")) as pool:
-        for made in pool.map(_compile, *zip(*jobs, strict=True)):
+        for made in pool.map(_compile, range(len(_builds()))):
             print(json.dumps(made))
 
 

@@ -6,7 +6,7 @@ are interpreted. On a GPU it runs as it is: ``pytest tests/triton_backend/suite.
 
 import pytest
 import torch
-from agreement import calls, compare, sample_cases, verify_cases
+from agreement import calls, compare, kv_cases, sample_cases, tree_cases, verify_cases
 from agreement.cases import Draw
 
 import python_ref.ops as oracle
@@ -125,6 +125,25 @@ def test_from_chains(dtype, shape):
             assert torch.equal(getattr(ours, name), getattr(expected, name)), name
 
 
+@pytest.mark.parametrize("op", tree_cases.EXACT)
+def test_trees_equal_those_of_the_oracle(op):
+    for seed in range(16):
+        arguments = tree_cases.call(op, seed, most=20 if seed == 15 else 9)
+        if seed % 4 == 3:
+            arguments = tree_cases.spread(Draw(seed), op, arguments)
+        ours = tree_cases.outcome(BACKEND, op, arguments)
+        assert calls.equal(ours, tree_cases.expected(op, arguments)), f"seed {seed}"
+
+
+@pytest.mark.parametrize(("vocab", "count"), [(None, 10), (4100, 2)])
+def test_expand(vocab, count):
+    tally = compare.Tally(f"draft_expand, V={vocab}, {BACKEND}")
+    for seed in range(count):
+        batch = None if vocab is None else 1
+        tree_cases.check_expansion(BACKEND, tree_cases.call("draft_expand", seed, batch=batch, vocab=vocab), tally)
+    near(tally)
+
+
 def test_ngram_lookup():
     draw = Draw(4)
     for number in range(41):
@@ -150,3 +169,43 @@ def test_a_result_does_not_depend_on_the_batch(op):
     whole = calls.outcome(BACKEND, op, arguments)
     again = calls.outcome(BACKEND, op, arguments)
     assert calls.equal(whole, again)
+
+
+@pytest.mark.parametrize("spoil", [False, True], ids=["usual", "spoilt"])
+@pytest.mark.parametrize("make", [kv_cases.Commit, kv_cases.Write], ids=["commit", "write"])
+def test_rows_of_the_cache(make, spoil):
+    changed = 0
+    for seed in range(3, 9):
+        case = make(seed, spoil=spoil, **({"most": 1} if make is kv_cases.Commit else {}))
+        changed += kv_cases.check(f"kv.{make.__name__.lower()}", case.arguments, BACKEND, f"seed {seed}")
+    assert changed > 1
+
+
+def test_more_buffers_than_a_launch_takes():
+    """Of two layouts, and one of more dimensions than a launch knows; the first page is no page."""
+    draw = Draw(2)
+    buffers = [kv_cases.tensor(draw, layout, (6, 4), torch.float16, odd=False) for layout in ["nhd"] * 2 + ["deep"]]
+    buffers += [torch.randn(6, 4, 2) for _ in range(10)]
+    arguments = {
+        "buffers": sk.KvBuffers(buffers),
+        "block_table": torch.tensor([[5, 2, -1], [1, 0, 3]]),
+        "context_lens": torch.tensor([3, 1], dtype=torch.int32),
+        "path": torch.tensor([[0, 2, 5], [0, 3, 4]], dtype=torch.int32),
+        "num_tokens": torch.tensor([3, 3], dtype=torch.int32),
+        "status": torch.tensor([77, 77], dtype=torch.int32),
+    }
+    assert kv_cases.check("kv.commit", arguments, BACKEND, "many")
+
+
+def test_gather():
+    draw = Draw(6)
+    for layout in kv_cases.LAYOUTS:
+        values = kv_cases.tensor(draw, layout, (9, 1), draw.one(kv_cases.DTYPES))
+        arguments = {
+            "values": values,
+            "cu_nodes": torch.tensor([0, 4, 11], dtype=torch.int32),
+            "path": draw.whole_tensor(-1, 5, (2, 3), torch.int32),
+            "num_tokens": torch.tensor([3, 2], dtype=torch.int32),
+        }
+        ours = compare.run(BACKEND, "kv_gather", arguments)
+        assert torch.equal(kv_cases.bytes_of(ours), kv_cases.bytes_of(oracle.kv.gather(**arguments))), layout

@@ -35,8 +35,15 @@ def compiled(tmp_path_factory):
 
 def test_every_kernel_compiles_for_every_architecture(compiled):
     assert {made["architecture"] for made in compiled} == {80, 90, 100}
-    assert len({made["name"] for made in compiled}) == 13
+    assert len({made["name"] for made in compiled}) == 38
     assert all(made["ptx"] > 0 for made in compiled)
+
+
+def test_loads_of_attention_overlap_products(compiled):
+    """Keys and values come by asynchronous copies, while earlier ones are multiplied."""
+    found = {made["name"]: made["copies"] for made in compiled if made["name"].startswith("attention")}
+    assert len(found) == 6
+    assert [name for name, copies in found.items() if copies == 0 and name != "attention of float32"] == []
 
 
 def test_shared_memory_fits(compiled):

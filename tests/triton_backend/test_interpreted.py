@@ -15,7 +15,7 @@ if importlib.util.find_spec("triton") is None:
 def test_kernels_agree_with_the_oracle():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
-    suite = Path(__file__).with_name("suite.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", str(suite)]
+    suites = [str(Path(__file__).with_name(name)) for name in ("suite.py", "attention_suite.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *suites]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -6,3 +6,4 @@
 #include "../isa.h"
 
 SPECDEC_DECLARE_KERNEL(void, ngram_lookup, (const NgramParams&))
+SPECDEC_DECLARE_KERNEL(void, expand, (const ExpandParams&))

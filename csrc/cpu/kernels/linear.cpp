@@ -4,7 +4,7 @@
 // past it; the totals of a group wait on the stack. No heap, no shared state between threads.
 #include "linear.h"
 
-#include "linear_convert.h"
+#include "convert.h"
 #include "linear_tile.h"
 #include "parallel.h"
 

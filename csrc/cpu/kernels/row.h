@@ -5,7 +5,7 @@
 
 #include "../../common/sampling_law.h"
 #include "../../common/source.h"
-#include "linear_convert.h"
+#include "convert.h"
 
 SPECDEC_ISA_BEGIN
 

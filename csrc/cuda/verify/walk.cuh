@@ -14,6 +14,7 @@
 // independent of the batch and of the size and number of the teams; no host synchronisation.
 #pragma once
 
+#include "../tree_check.cuh"
 #include "decide.cuh"
 
 namespace specdec::cuda {
@@ -57,32 +58,11 @@ struct WalkParams {
   bool drawn = false;  // some drafts may have been drawn
 };
 
-// common/tree_view.h, is_tree, by all threads of a block: whether node i may stand where it stands. Its parent is the
-// nearest earlier node whose subtree reaches i, so that all between them have ended.
-__device__ inline bool is_tree_in_parallel(const TreeView& tree, int64_t first, int64_t rows) {
-  const int64_t count = tree.ends[first];
-  if (count < 1 || count > rows || tree.parents[first] != -1 || tree.depths[first] != 0) return false;
-  bool wrong = false;
-  for (int64_t i = 1 + threadIdx.x; i < count; i += blockDim.x) {
-    const int64_t parent = tree.parents[first + i];
-    if (parent < 0 || parent >= i) {
-      wrong = true;
-      continue;
-    }
-    const int32_t end = tree.ends[first + i], depth = tree.depths[first + i];
-    wrong |= end <= i || end > tree.ends[first + parent] || depth > tree.max_depth;
-    wrong |= depth != static_cast<int64_t>(tree.depths[first + parent]) + 1;
-    for (int64_t j = parent + 1; j < i && !wrong; ++j) wrong = tree.ends[first + j] > i;
-  }
-  return __syncthreads_or(wrong) == 0;
-}
-
 [[maybe_unused]] static __global__ void __launch_bounds__(kPrepareThreads)
     prepare_walk_kernel(const __grid_constant__ WalkParams p) {
   const VerifyCall& call = p.verify.call;
   const TreeView& tree = call.tree;
   const int64_t b = blockIdx.x, width = call.width();
-  const int64_t first = tree.cu_nodes[b], after = tree.cu_nodes[b + 1];
   if (b == 0) {
     bool wrong = false;
     for (int64_t i = threadIdx.x; i < tree.batch; i += blockDim.x) {
@@ -92,15 +72,7 @@ __device__ inline bool is_tree_in_parallel(const TreeView& tree, int64_t first, 
     if (threadIdx.x == 0) *p.space.irregular = wrong ? 1 : 0;
   }
   RequestNodes nodes;
-  if (!call.active || call.active[b]) {
-    if (first < 0 || after < first || after > tree.total) {
-      nodes.malformed = true;
-    } else if (first != after && tree.ends[first] != 0) {
-      nodes.first = first;
-      nodes.malformed = !is_tree_in_parallel(tree, first, after - first);
-      nodes.count = nodes.malformed ? 1 : tree.ends[first];
-    }
-  }
+  if (!call.active || call.active[b]) nodes = open_request_in_parallel(tree, b);
   for (int64_t i = threadIdx.x; i < nodes.count; i += blockDim.x) p.space.nodes[nodes.first + i].state = 0;
   if (threadIdx.x == 0) {
     p.space.requests[b] = {nodes.first, nodes.count, nodes.count > 0 && call.limit(b) > 0 ? 0 : -1};
