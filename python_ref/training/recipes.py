@@ -140,7 +140,7 @@ RECIPES: dict[str, Recipe] = {
             4,
             2,
             768,
-            tokens=450_000,
+            tokens=900_000,
             step_tokens=1024,
             matrix_rate=0.03,
             teacher="pystdlib-target",

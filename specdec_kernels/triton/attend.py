@@ -43,9 +43,8 @@ def product(a, b, c):
 
 
 @triton.jit
-def _capped(x, softcap):
-    """``softcap * tanh(x / softcap)``."""
-    y = x / softcap
+def _capped(y, softcap):
+    """``softcap * tanh(y)``."""
     z = tl.abs(y)
     e = tl.exp(-2.0 * z)
     square = y * y
@@ -127,7 +126,7 @@ def _weigh(largest, total, s, visible, softcap, factor, CAPPED: tl.constexpr, MA
     the sum of weights relative to it, what earlier weights are to be multiplied by, and the weights of the tile.
     ``factor`` is not negative."""
     if CAPPED:
-        s = _capped(s * factor, softcap)
+        s = _capped(s * (factor / softcap), softcap)
         unit = _LOG2E
     else:
         unit = factor * _LOG2E
@@ -224,7 +223,7 @@ def attend_kernel(
             context = tl.maximum(tl.load(context_lens + b * context_lens_stride).to(tl.int64), 0)
             start, stop, length, splits = cut_context(context, capacity, window, most, shortest, BN)
             first = start + split * length
-            last = tl.minimum(first + length, stop)
+            last = first + tl.minimum(length, stop - first)  # `length` may be close to 2^31
             after = last // BN * BN  # whole tiles end here
             middle = first  # from here on all rows see all keys
             lowest = context * 0  # the first position that is seen

@@ -86,13 +86,10 @@ def parts_of(dim: int) -> tuple[int, int]:
     return first, max(power_of_two(dim - first), 16) if dim > first else 0
 
 
-def form_of(dtype: torch.dtype, capability: tuple[int, int]) -> tl.constexpr:
+def form_of(dtype: torch.dtype, capability: tuple[int, int]) -> int:
     """How a cache holds its numbers."""
-    if dtype == torch.float8_e5m2:
-        return E5M2
-    if dtype != torch.float8_e4m3fn:
-        return PLAIN
-    return E4M3_BY_GPU if capability >= (8, 9) else E4M3
+    float8 = {torch.float8_e4m3fn: E4M3_BY_GPU if capability >= (8, 9) else E4M3, torch.float8_e5m2: E5M2}
+    return int(float8.get(dtype, PLAIN).value)
 
 
 def constants_of(

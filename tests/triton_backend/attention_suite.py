@@ -67,6 +67,15 @@ def test_contexts_of_several_splits(options, monkeypatch):
     assert all(map(same, attend(arguments), expected))
 
 
+def test_a_window_at_the_end_of_a_long_context():
+    arguments = with_tree(2, 3, context=40, window=20, page=16, dtype=torch.float32, cache=torch.float32)
+    context = 70_000
+    pages = arguments["key_cache"].shape[0]
+    arguments["block_table"] = (torch.arange(context // 16 + 1) % pages).int().view(1, -1)
+    arguments["context_lens"] = torch.tensor([context])
+    check(arguments, attend(arguments))
+
+
 @pytest.mark.parametrize("visibility", ["tree", "block"])
 def test_more_nodes_than_a_tile_has(visibility):
     arguments = with_tree(

@@ -32,11 +32,11 @@ template <class Shape>
 struct TileStorage {
   ScheduleStorage schedule;
   TileMark common;
-  RowMark rows[Shape::kRows];
   KeyRing<Shape::kKeys> keys;
   // Of the rows of each key warp, where they share weights.
   float largest[Shape::kExchange ? Shape::kKeyWarps : 1][Shape::kExchange ? Shape::kRows : 1];
   float sums[Shape::kExchange ? Shape::kKeyWarps : 1][Shape::kExchange ? Shape::kRows : 1];
+  RowMark rows[Shape::kRows];  // the last member: where no tile is wide, what lies behind the narrow rows is used
 };
 
 // The shapes for values of up to so many columns: few rows are spread over the keys, many over the rows.

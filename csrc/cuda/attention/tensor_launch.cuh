@@ -3,6 +3,7 @@
 // to is instantiated in attention_bfloat16.cu and attention_float16.cu: two compilations of half the length.
 #pragma once
 
+#include <cstddef>
 #include <initializer_list>
 
 #include "tensor_cores.cuh"
@@ -69,7 +70,7 @@ TileMemory tile_memory(const TreeAttentionParams& p, int rows, int ring) {
   m.key = stream_of(p.key, p.key_dim, m.shared && value_columns > key_columns ? value_columns : key_columns);
   m.value = stream_of(p.value, p.value_dim, m.shared ? m.key.pitch - 8 : value_columns);
   m.key.ring = m.shared ? ring : 2;
-  int64_t bytes = round_up(sizeof(TileStorage<typename Shapes::Wide>));
+  int64_t bytes = round_up(offsetof(TileStorage<typename Shapes::Wide>, rows) + rows * sizeof(RowMark));
   m.query_at = static_cast<int32_t>(bytes);
   bytes += rows * m.query_pitch * 2;
   m.weights_at = static_cast<int32_t>(bytes);
