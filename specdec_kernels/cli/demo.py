@@ -18,7 +18,7 @@ from python_ref.decoding import Decoder
 
 from . import engine
 from .comparison import PLAIN, Method, Row, compare, decoders, request
-from .engine import DRAFT, TARGET, Loaded
+from .engine import DRAFT, HEAD, TARGET, Loaded
 from .errors import UserError, check_text, user_errors
 from .output import JsonOption, check_json, printable, progress, write_json
 from .text import TextStream
@@ -27,10 +27,14 @@ METHODS = (
     Method(PLAIN, 0.0),
     Method("ngram", 0.0),
     Method("independent", 0.0),
+    Method("eagle3", 0.0),
+    Method("eagle3-tree", 0.0),
     Method(PLAIN, 0.8),
     Method("ngram", 0.8),
     Method("independent", 0.8),
     Method("independent", 0.8, rule="rejection"),
+    Method("eagle3", 0.8),
+    Method("eagle3-tree", 0.8),
 )
 
 _PROMPTS = "prompts.json"
@@ -42,6 +46,13 @@ _OPS = (
     "verify_match",
     "verify_rejection",
     "draft_ngram_lookup",
+    "draft_expand",
+    "tree_from_parents",
+    "tree_from_beams",
+    "attention_tree_attention",
+    "kv_write",
+    "kv_commit",
+    "kv_gather",
     "linear_skinny",
 )
 _SHOWN_LINES = 8
@@ -89,7 +100,9 @@ def demo(
     ] = "float32",
     assets: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help=f"Folder with {TARGET}, {DRAFT} and {_PROMPTS}; none: what is shipped."),
+        typer.Option(
+            metavar="DIR", help=f"Folder with {TARGET}, {DRAFT}, {HEAD} and {_PROMPTS}; none: what is shipped."
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -108,6 +121,8 @@ def demo(
             "ngram": engine.make_drafter("ngram", target, dtype),
             "independent": engine.make_drafter(f"independent:{_find(folder, DRAFT)}", target, dtype),
         }
+        for kind in ("eagle3", "eagle3-tree"):
+            drafters[kind] = engine.make_drafter(f"{kind}:{_find(folder, HEAD)}", target, dtype)
         prompts = [target.encode(source.text) for source in sources]
         console = Console(highlight=False)
         _introduce(console, target, drafters["independent"].model, dtype, where)
@@ -129,7 +144,7 @@ def demo(
 def _find(folder: Path, name: str) -> Path:
     if not (folder / name).exists():
         raise UserError(
-            f"{folder} must hold the models {TARGET} and {DRAFT} and {_PROMPTS}, got no {name} "
+            f"{folder} must hold the models {TARGET}, {DRAFT} and {HEAD} and {_PROMPTS}, got no {name} "
             "(python -m python_ref.training all makes them)"
         )
     return folder / name
@@ -155,7 +170,7 @@ def _introduce(console: Console, target: Loaded, draft: Any, dtype: str, device:
     weights = sum(parameter.numel() for parameter in draft.parameters())
     console.print(
         f"{TARGET} ({_millions(target.parameters)} weights) continues Python source that it has not been trained on; "
-        f"{DRAFT} ({_millions(weights)} weights) drafts for it.",
+        f"{DRAFT} ({_millions(weights)} weights) drafts for it, and so do {HEAD}, a head on its hidden states, and its own text.",
         soft_wrap=True,
     )
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
