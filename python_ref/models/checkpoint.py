@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import nn
 
 from .config import ModelConfig, stop_tokens
 from .transformer import Transformer
@@ -73,12 +74,7 @@ def load_model(
     dtype = dtype or weights["model.embed_tokens.weight"].dtype
     if dtype not in DTYPES:
         raise ValueError(f"{directory}: weights must be float32, bfloat16 or float16, got {dtype}")
-    for name, parameter in model.named_parameters():
-        wanted, actual = list(parameter.shape), list(weights[name].shape)
-        if wanted != actual:
-            raise ValueError(f"{directory}: {name} must have shape {wanted}, got {actual}")
-        weights[name] = weights[name].to(dtype)
-    model.load_state_dict(weights, strict=False, assign=True)
+    assign_weights(directory, model, weights, dtype)
     if config.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval().requires_grad_(False)
@@ -159,6 +155,22 @@ def read_weights(directory: Path, device: torch.device) -> dict[str, torch.Tenso
             raise ValueError(f"{shard} must be a safetensors file, got: {error}") from None
     # Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
     return {n: w for n, w in weights.items() if not n.endswith("rotary_emb.inv_freq")}
+
+
+def assign_weights(directory: Path, model: nn.Module, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Make the tensors of a checkpoint, which has those of all parameters, the parameters of a model, in ``dtype``.
+
+    Raises:
+        ValueError: if a tensor has another shape, or holds no floating-point numbers; one sentence.
+    """
+    for name, parameter in model.named_parameters():
+        weight, wanted = weights[name], list(parameter.shape)
+        if wanted != list(weight.shape):
+            raise ValueError(f"{directory}: {name} must have shape {wanted}, got {list(weight.shape)}")
+        if not weight.is_floating_point():
+            raise ValueError(f"{directory}: {name} must hold floating-point numbers, got {weight.dtype}")
+        weights[name] = weight.to(dtype)
+    model.load_state_dict(weights, strict=False, assign=True)
 
 
 def check_names(directory: Path, wanted: set[str], weights: dict[str, torch.Tensor]) -> None:

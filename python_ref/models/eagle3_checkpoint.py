@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import DTYPES, check_names, read_json, read_weights
+from .checkpoint import DTYPES, assign_weights, check_names, read_json, read_weights
 from .eagle3 import Eagle3, Eagle3Config
 from .transformer import Transformer
 
@@ -69,16 +69,8 @@ def load_eagle3(directory: str | Path, target: Transformer, *, dtype: torch.dtyp
     d2t, t2d = weights.pop("d2t", None), weights.pop("t2d", None)
     with torch.device("meta"):
         head = Eagle3(config, target.config.num_layers, None if owns else embedding)
-    parameters = dict(head.named_parameters())
-    check_names(directory, set(parameters), weights)
-    for name, parameter in parameters.items():
-        wanted, actual = list(parameter.shape), list(weights[name].shape)
-        if wanted != actual:
-            raise ValueError(f"{directory}: {name} must have shape {wanted}, got {actual}")
-        if not weights[name].is_floating_point():
-            raise ValueError(f"{directory}: {name} must hold floating-point numbers, got {weights[name].dtype}")
-        weights[name] = weights[name].to(dtype)
-    head.load_state_dict(weights, strict=False, assign=True)
+    check_names(directory, {name for name, _ in head.named_parameters()}, weights)
+    assign_weights(directory, head, weights, dtype)
     head.d2t, head.t2d = _vocabulary(directory, config, d2t, t2d)
     return head.eval().requires_grad_(False)
 

@@ -54,26 +54,30 @@ def encode(folder: Path, vocab_size: int, log: Callable[[str], None]) -> Encoded
 
 
 def generated_text(teacher: Transformer, stream: Tensor, tokens: int, path: Path, log: Callable[[str], None]) -> Tensor:
-    """About ``tokens`` tokens that the teacher wrote, int64 ``[N]``; made once and kept in ``path``.
+    """About ``tokens`` tokens that the teacher wrote, int64 ``[N]``; kept in ``path``, where more may be added later.
 
     The prompts are 64 tokens from places of the training stream, the continuations have 448, half of them by the best
-    token each, half sampled at temperature 0.8.
+    token each, half sampled at temperature 0.8. An interruption loses the pieces since the last ten.
     """
+    prompt, new, rows = 64, 448, 64
+    size = rows * (prompt + new)
+    wanted = max(1, tokens // size)
+    pieces: list[Tensor] = []
     if path.exists():
         kept: Tensor = torch.load(path, weights_only=True)
-        return kept
-    prompt, new, rows = 64, 448, 64
-    pieces = []
-    for number in range(max(1, tokens // (rows * (prompt + new)))):
+        pieces = list(kept[: wanted * size].split(size))
+    for number in range(len(pieces), wanted):
         generator = torch.Generator().manual_seed(_PROMPTS + number)
         starts = torch.randint(len(stream) - prompt, (rows,), generator=generator)
         prompts = torch.stack([stream[start : start + prompt] for start in starts.tolist()])
         temperature = 0.8 if number % 2 else 0.0
         pieces.append(continuations(teacher, prompts, new, temperature, seed=number).flatten())
-        log(f"generated {sum(map(len, pieces))} of about {tokens} tokens")
-    text = torch.cat(pieces)
-    torch.save(text, path)
-    return text
+        log(f"generated {len(pieces) * size} of about {tokens} tokens")
+        if len(pieces) % 10 == 0 or len(pieces) == wanted:
+            fresh = path.with_suffix(".new")
+            torch.save(torch.cat(pieces), fresh)
+            fresh.replace(path)
+    return torch.cat(pieces)
 
 
 def batch(stream: Tensor, window: int, count: int, step: int) -> Tensor:

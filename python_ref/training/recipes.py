@@ -118,6 +118,41 @@ class Eagle3Recipe(Recipe):
         }
 
 
+@dataclass(frozen=True)
+class DFlashRecipe(Recipe):
+    """A DFlash drafter for ``teacher``, whose text alone it learns from.
+
+    Blocks have ``block_size`` rows; ``window`` tokens have ``anchors`` of them. Row ``o`` of a block weighs
+    ``exp(-(o - 1) / block_decay)`` (:mod:`python_ref.training.dflash`).
+    """
+
+    block_size: int = 8
+    anchors: int = 64
+    block_decay: float = 4.0
+    target_layers: int = 8
+    target_layer_ids: tuple[int, ...] = ()
+    # A token that text seldom has.
+    mask_token_id: int = VOCAB_SIZE - 1
+
+    def config(self) -> dict[str, Any]:
+        """The ``config.json`` of the drafter."""
+        options: dict[str, Any] = {"mask_token_id": self.mask_token_id}
+        if self.target_layer_ids:
+            options["target_layer_ids"] = list(self.target_layer_ids)
+        return {
+            **super().config(),
+            "architectures": ["DFlashDraftModel"],
+            "num_target_layers": self.target_layers,
+            "block_size": self.block_size,
+            "dflash_config": options,
+            "layer_types": ["full_attention"] * self.layers,
+            "sliding_window": None,
+            # Blocks lie ahead of the last token of the target.
+            "max_position_embeddings": CONTEXT + 64,
+            "tie_word_embeddings": False,
+        }
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -148,6 +183,21 @@ RECIPES: dict[str, Recipe] = {
             long=0.1,
             warmup=50,
             draft_vocab_size=1536,
+        ),
+        DFlashRecipe(
+            "pystdlib-dflash",
+            256,
+            3,
+            4,
+            2,
+            768,
+            tokens=4_400_000,
+            step_tokens=2048,
+            window=512,
+            long=0.2,
+            teacher="pystdlib-target",
+            generated=4_400_000,
+            target_layer_ids=(1, 3, 5, 6),
         ),
     )
 }

@@ -16,10 +16,11 @@ from ..models.checkpoint import save_model
 from ..models.config import ModelConfig
 from ..models.transformer import Transformer, causal
 from .data import Encoded, batch, generated_text
+from .dflash import DFlashTask
 from .eagle3 import Eagle3Task
 from .evaluate import bits_per_byte
 from .optimizer import optimizers
-from .recipes import CONTEXT, Eagle3Recipe, Recipe
+from .recipes import CONTEXT, DFlashRecipe, Eagle3Recipe, Recipe
 
 _SAVE_SECONDS = 120.0
 
@@ -60,7 +61,7 @@ class Task(Protocol):
         ...
 
     def windows(self, step: int) -> Tensor:
-        """The tokens of a step, ``[N, W + 1]`` int64: a pure function of the step."""
+        """What a step learns from, int64: ``[N, W + 1]`` tokens, or as the task has it; a pure function of the step."""
         ...
 
     def loss(self, model: Any, windows: Tensor) -> Tensor:
@@ -235,4 +236,6 @@ def _task(recipe: Recipe, folder: Path, data: Encoded, teacher: Transformer | No
     generated = generated_text(teacher, data.stream, recipe.generated, path, log)
     if isinstance(recipe, Eagle3Recipe):
         return Eagle3Task(recipe, data, teacher, generated)
+    if isinstance(recipe, DFlashRecipe):
+        return DFlashTask(recipe, data, teacher, generated)
     return _DecoderTask(recipe, data, teacher, torch.cat((data.stream, generated)))

@@ -1,0 +1,195 @@
+"""Training of DFlash drafters: what is trained is what will draft."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from python_ref.models import ModelConfig, Transformer
+from python_ref.models.dflash import DFlash, DFlashConfig
+from python_ref.models.dflash_checkpoint import load_dflash
+from python_ref.models.rotary import rotate
+from python_ref.models.transformer import causal
+from python_ref.training import dflash
+from python_ref.training.data import Encoded
+from python_ref.training.recipes import DFlashRecipe, Recipe
+from python_ref.training.train import initialize, train
+
+TARGET = Recipe("target", 32, 6, 4, 2, 48, tokens=4096, head_dim=8, vocab_size=90)
+DRAFTER = DFlashRecipe(
+    "drafter",
+    32,
+    2,
+    4,
+    2,
+    40,
+    tokens=4096,
+    head_dim=8,
+    vocab_size=90,
+    step_tokens=128,
+    window=32,
+    anchors=6,
+    long=0.0,
+    block_size=5,
+    teacher="target",
+    target_layers=6,
+    target_layer_ids=(1, 2, 4),
+    mask_token_id=89,
+    generated=4096,
+    warmup=2,
+)
+KINDS = {
+    "full": {},
+    "sliding": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 7},
+    "causal": {"is_causal": True},
+    "symmetric window": {"dflash_config": {"use_swa": True, "swa_window_size": 6}},
+}
+
+
+@pytest.fixture(scope="module")
+def target() -> Transformer:
+    model = Transformer(ModelConfig.from_dict(TARGET.config())).requires_grad_(False)
+    initialize(model, seed=3)
+    model.lm_head.weight *= 30  # opinions
+    return model
+
+
+def drafter_of(target, **changes):
+    raw = DRAFTER.config()
+    options = raw["dflash_config"] | changes.pop("dflash_config", {})
+    made = DFlash(DFlashConfig.from_dict({**raw, **changes, "dflash_config": options}), target)
+    made.load_state_dict(dflash.build(DRAFTER, target).state_dict())
+    generator = torch.Generator().manual_seed(4)
+    for parameter in made.parameters():
+        if parameter.ndim == 1:  # norms that tell layers and directions apart
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return made.requires_grad_(False)
+
+
+def block_at(drafter, features, text, root):
+    """The hidden states of one block, row by row and key by key, from the definition."""
+    config, size = drafter.config, drafter.block_size
+    table = drafter.prepare()
+    context = drafter.hidden_norm(features[:root] @ drafter.fc.weight.T)
+    ids = torch.tensor([int(text[root])] + [config.mask_token_id] * (size - 1))
+    hidden = drafter._target[0].model.embed_tokens.weight[ids]
+    positions = torch.arange(root + size)
+    for i, layer in enumerate(drafter.layers):
+        attention, x = layer.self_attn, layer.input_layernorm(hidden)
+        rows = torch.cat((context, x))
+        cosine, sine = table[positions].unbind(1)
+        query = attention.q_norm((x @ attention.q_proj.weight.T).view(size, 4, 8))
+        query = rotate(query, cosine[root:], sine[root:])
+        key = attention.k_norm((rows @ attention.k_proj.weight.T).view(-1, 2, 8))
+        key = rotate(key, cosine, sine)
+        value = (rows @ attention.v_proj.weight.T).view(-1, 2, 8)
+        mixed = torch.zeros(size, 4, 8)
+        for row in range(size):
+            seen = [
+                j
+                for j in range(root + size)
+                if not (config.causal[i] and j > root + row)
+                and not (config.windows[i] and root + row - j >= config.windows[i])
+            ]
+            for head in range(4):
+                scores = key[seen, head // 2] @ query[row, head] / math.sqrt(8)
+                mixed[row, head] = scores.softmax(-1) @ value[seen, head // 2]
+        hidden = hidden + mixed.flatten(1) @ attention.o_proj.weight.T
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return drafter.norm(hidden)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_in_training_is_a_block_in_drafting(kind, target):
+    drafter = drafter_of(target, **KINDS[kind])
+    text = torch.randint(90, (2, 30), generator=torch.Generator().manual_seed(1))
+    _, features = target(text.flatten(), torch.arange(30).repeat(2), causal(2), features=drafter.features)
+    features = features.view(2, 30, -1)
+    anchors = torch.tensor([[1, 4, 13, 25], [2, 9, 10, 29]])
+    trained = dflash.blocks(drafter, features, text, anchors)
+    for row in range(2):
+        for i, root in enumerate(anchors[row].tolist()):
+            wanted = block_at(drafter, features[row], text[row], root)
+            torch.testing.assert_close(trained[row, i], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_sees_nothing_of_its_root_but_the_token(target):
+    """The features at the root's position do not exist when the block is drafted."""
+    drafter = drafter_of(target)
+    text = torch.randint(90, (1, 20), generator=torch.Generator().manual_seed(5))
+    features = torch.randn((1, 20, 3 * 32), generator=torch.Generator().manual_seed(6))
+    anchors = torch.tensor([[8]])
+    before = dflash.blocks(drafter, features, text, anchors)
+    features[0, 8:] += 1
+    assert torch.equal(dflash.blocks(drafter, features, text, anchors), before)
+    features[0, 7] += 1
+    assert not torch.allclose(dflash.blocks(drafter, features, text, anchors), before, atol=1e-3)
+
+
+def test_the_loss_is_the_weighted_entropy_of_what_follows_an_anchor(target):
+    """Half against the text, half against the target's law; nothing of rows behind the window."""
+    drafter = drafter_of(target)
+    windows = torch.randint(90, (2, 24), generator=torch.Generator().manual_seed(2))
+    anchors = torch.tensor([[3, 21], [10, 22]])
+    total = weight = 0.0
+    for row, text in enumerate(windows):
+        hidden, features = target(text, torch.arange(24), causal(1), features=drafter.features)
+        law = target.logits(hidden).softmax(-1)
+        for root in anchors[row].tolist():
+            chances = drafter.logits(block_at(drafter, features, text, root)).log_softmax(-1)
+            for o in range(1, min(5, 24 - root)):
+                entropy = -0.5 * chances[o, text[root + o]] - 0.5 * (law[root + o - 1] * chances[o]).sum()
+                share = math.exp(-(o - 1) / 4)
+                total, weight = total + share * float(entropy), weight + share
+    loss = dflash.loss_of(drafter, windows, anchors, target, 4.0)
+    assert float(loss) == pytest.approx(total / weight, rel=1e-4)
+
+
+def test_which_drafts_are_the_text(target):
+    drafter = drafter_of(target)
+    text = torch.randint(90, (24,), generator=torch.Generator().manual_seed(3))
+    flags = dflash.agreement(drafter, target, text, 2)
+    _, features = target(text, torch.arange(24), causal(1), features=drafter.features)
+    wanted = []
+    for root in range(2, 24 - 5 + 1):
+        drafts = drafter.logits(block_at(drafter, features, text, root)).argmax(-1)[1:]
+        wanted.append(drafts == text[root + 1 : root + 5])
+    assert torch.equal(flags, torch.stack(wanted))
+
+
+def data_of(target):
+    text = torch.randint(90, (3000,), generator=torch.Generator().manual_seed(7))
+    return Encoded(text, [(text[:60], 60)], None)
+
+
+def test_windows_are_whole_pieces_with_their_anchors(target):
+    generated = torch.arange(320) % 90
+    task = dflash.DFlashTask(DRAFTER, data_of(target), target, generated)
+    seen = []
+    for step in range(5):
+        windows = task.windows(step)
+        assert windows.shape == (4, 32 + 6)
+        assert torch.equal(windows, task.windows(step))
+        for row in windows:
+            seen.append(int(row[0]))
+            assert torch.equal(row[:32], (row[0] + torch.arange(32)) % 90)
+            assert row[32:].unique().numel() == 6
+            assert 1 <= int(row[32:].min()) and int(row[32:].max()) < 31
+    assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(start % 90 for start in range(0, 320, 32))
+    assert seen[:10] != seen[10:]
+
+
+def test_training_learns_and_its_checkpoint_is_what_was_trained(tmp_path, target):
+    recipe = dataclasses.replace(DRAFTER, tokens=40 * 128)
+    rate = []
+    train(recipe, tmp_path, data_of(target), steps=30, compiled=False, autocast=False, teacher=target, log=rate.append)
+    train(recipe, tmp_path, data_of(target), compiled=False, autocast=False, teacher=target, log=rate.append)
+    records = [json.loads(line) for line in (tmp_path / "drafter" / "log.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 40
+    assert len(records[-1]["held_out_accepted"]) == 4
+    trained = load_dflash(tmp_path / "drafter" / "export", target)
+    task = dflash.DFlashTask(recipe, data_of(target), target, torch.load(tmp_path / "drafter" / "generated.pt"))
+    losses = [task.loss(model, task.windows(0)).item() for model in (task.build(), trained)]
+    assert losses[1] < losses[0] - 0.3
