@@ -53,9 +53,9 @@ test-sanitize: $(STAMP)/venv
 	$(BIN)/cmake --build build/sanitize -j $(MAX_JOBS)
 	cd build/sanitize && $(abspath $(BIN))/ctest --output-on-failure --timeout 300
 
-# New random examples, many of each.
+# New random examples, many of each; and 10,000 requests through the overlapped loop.
 test-soak: $(STAMP)/test
-	$(BIN)/python -m pytest --hypothesis-profile soak tests/agreement $(TEST_OPTIONS)
+	$(BIN)/python -m pytest --hypothesis-profile soak tests/agreement tests/decoding/test_overlapped_pages.py $(TEST_OPTIONS)
 
 # The stamps say that the modules are there.
 clean:

@@ -1,4 +1,5 @@
-"""The accepted rows of all layers move in one call, against ``index_select`` and ``index_copy_`` tensor by tensor.
+"""The accepted rows of all layers move in one call, against ``index_select`` and ``index_copy_`` tensor by tensor (where
+heads lie apart, and rows are not in one piece: indexing).
 
 No source of a move is a target, so that a call can be repeated: the first branch of each tree is rejected, and the nodes
 of the second take its place. Each variant has caches of its own.
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import specdec_kernels as sk
 
+from . import kv_inject
 from .measured import COMPILE, EAGER, Setting, add_note, judge, rows_of
 from .rows import Goal, Row
 from .runner import Variant, measure
@@ -123,7 +125,7 @@ def select_and_copy(buffers: list[Tensor], sources: Tensor, targets: Tensor) -> 
 
 def count(setting: Setting) -> int:
     """How many groups :func:`groups` gives."""
-    return len(_layouts(setting)) * len(_batches(setting))
+    return len(_layouts(setting)) * len(_batches(setting)) + kv_inject.count(setting)
 
 
 def _layouts(setting: Setting) -> tuple[Layout, ...]:
@@ -142,10 +144,11 @@ def goals(setting: Setting, requests: int) -> list[Goal]:
 
 
 def groups(setting: Setting, layers: int = LAYERS) -> Iterator[list[Row]]:
-    """The rows of one layout after the other."""
+    """The rows of one layout after the other, then those of ``kv.inject``."""
     for requests in _batches(setting):
         for layout in _layouts(setting):
             yield _of_layout(setting, layout, layers, requests)
+    yield from kv_inject.groups(setting, FAMILY)
 
 
 def _of_layout(setting: Setting, layout: Layout, layers: int, requests: int) -> list[Row]:

@@ -120,7 +120,9 @@ _LEGEND = {
     "attention": "of read, of copy: share of the bandwidth for needed bytes. eager: speed-up over PyTorch on gathered pages; "
     "contiguous: on keys and values in one piece. Goals: of read (of copy on a GPU), eager, contiguous.",
     "kv": "of copy: share of the copy bandwidth, each moved byte read and written. eager: speed-up over index_select and "
-    "index_copy_ per tensor; compile: the same compiled. Goals: eager; on a GPU microseconds, from 64 MB on of copy.",
+    "index_copy_ per tensor, or indexing where heads lie apart (block drafter: over norm, rotation and index_put_ per layer); "
+    "compile: the same compiled. Goals: eager; on a GPU "
+    "microseconds, from 64 MB on of copy.",
     "tree": "eager: speed-up over the same in Python, one request after the other. Goals: eager, on a GPU microseconds.",
     "verify": "drafts: which of them are accepted. amax: time in units of torch.amax over all rows, and so the goal. "
     "eager, compile: speed-up over the same in PyTorch. kB: memory beyond the inputs.",

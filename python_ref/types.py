@@ -120,6 +120,24 @@ class Expansion(NamedTuple):
     beams: Tensor
 
 
+class Block(NamedTuple):
+    """The blocks that a block drafter works on next.
+
+    Attributes:
+        roots: ``[B]``, the newest token; -1 where there is no block.
+        ids: ``[B, block_size]``, the root and mask tokens; -1 where there is no block.
+        positions: ``[B, block_size]`` int64; 0 where there is no block.
+        slots: ``[B, block_size]`` int64, flat slots, -1 where there is none; None without a table.
+        context_lens: ``[B]``, committed positions from now on.
+    """
+
+    roots: Tensor
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor | None
+    context_lens: Tensor
+
+
 class TreeShape(NamedTuple):
     """The shape of a tree as lists in depth-first pre-order, the root first.
 

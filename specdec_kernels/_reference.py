@@ -8,13 +8,14 @@ from functools import cache
 from typing import Any
 
 from ._schema import BY_NAME, FILTER_ORDERS, LOGPROBS, MASK_LAYOUTS, REJECTION_RULES, VISIBILITIES
-from .types import Expansion, KvBuffers, KvGroup, Links, Sampling, TokenTree, VerifyResult
+from .types import Block, Expansion, KvBuffers, KvGroup, Links, Sampling, TokenTree, VerifyResult
 
 _TREE = ("cu_nodes", "tokens", "parents", "depths", "ends")
 _SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed")
 _RESULT = ("out_tokens", "num_tokens", "path", "status", "logprobs", "lse")
 _BUILDERS = ("tree_from_parents", "tree_from_beams", "tree_best_first")
 _EXPANSION = ("tokens", "child_scores", "beams")
+_BLOCK = ("roots", "ids", "positions", "slots", "new_context_lens")
 
 
 def _take_sampling(given: dict[str, Any], prefix: str) -> Sampling | None:
@@ -131,8 +132,12 @@ def _call(op: str, function: Callable[..., Any], given: dict[str, Any]) -> None:
         given["buffers"] = _take_buffers(given)
     elif op == "kv_write":
         _take_nodes(given)
-    elif op == "kv_gather":
+    elif op in ("kv_gather", "kv_inject"):
         pass
+    elif op == "draft_block":
+        given["page_size"] = given["page_size"] or None
+        given["out"] = Block(*(given.pop(name) for name in _BLOCK))
+        given["block_size"] = given["out"].ids.shape[1]
     elif op == "draft_expand":
         given["out"] = Expansion(*(given.pop(name) for name in _EXPANSION))
         given["beams"] = given["out"].beams.shape[1]

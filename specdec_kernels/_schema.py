@@ -151,6 +151,12 @@ OPS: tuple[Op, ...] = (
         "Tensor(a!) tokens, Tensor(b!) child_scores, Tensor(c!) beams",
     ),
     Op(
+        "draft_block",
+        "Tensor tokens, Tensor num_tokens, Tensor context_lens, int mask_token, Tensor? block_table, "
+        "Tensor? table_rows, int page_size, Tensor? active, Tensor(a!) roots, Tensor(b!) ids, Tensor(c!) positions, "
+        "Tensor(d!)? slots, Tensor(e!) new_context_lens, Tensor(f!)? status",
+    ),
+    Op(
         "attention_tree_attention",
         f"Tensor query, Tensor key_cache, Tensor value_cache, {_PAGES}, {_NODES}, float scale, float softcap, "
         "int window, Tensor? sinks, Tensor? key_scale, Tensor? value_scale, int visibility, Tensor? active, "
@@ -168,6 +174,12 @@ OPS: tuple[Op, ...] = (
         "Tensor?[] slots, Tensor? cu_nodes, Tensor path, Tensor num_tokens, Tensor? active, Tensor(b!)? status",
     ),
     Op("kv_gather", "Tensor values, Tensor cu_nodes, Tensor path, Tensor num_tokens, Tensor(a!) out"),
+    Op(
+        "kv_inject",
+        f"Tensor projected, Tensor? key_norm, Tensor? cos_sin, Tensor? positions, {_PAGES}, Tensor num_tokens, "
+        "float eps, bool interleaved, Tensor? key_scale, Tensor? value_scale, Tensor? active, "
+        "Tensor(a!)[] key_caches, Tensor(b!)[] value_caches, Tensor(c!)? status",
+    ),
     Op("linear_pack", "Tensor weight, Tensor(a!) packed, Tensor(b!)? scales", ("cpu", "reference")),
     Op(
         "linear_skinny",

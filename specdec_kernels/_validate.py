@@ -242,6 +242,13 @@ def result(op: str, tree: TokenTree, logprobs: str | None, out: VerifyResult | N
         output(op, name, value, (batch, width), FLOAT32, device)
 
 
+def flags(status: Tensor | None, like: Tensor, batch: int) -> Tensor | None:
+    """Where to write status bits: what the caller gave, or with ``SPECDEC_DEBUG=1`` a tensor to look at."""
+    if status is None and DEBUG:
+        return like.new_empty(batch, dtype=torch.int32)
+    return status
+
+
 def raise_on_bad_data(op: str, status: Tensor | None) -> None:
     """With ``SPECDEC_DEBUG=1``: read ``status`` on the host and raise what would otherwise only be flagged."""
     if not DEBUG or status is None or torch.compiler.is_compiling():

@@ -76,7 +76,8 @@ def tree_attention(
 
     Returns:
         ``out [Tq, Hq, Dv]`` in the dtype of the query, and ``lse [Tq, Hq]`` float32: the natural log of the denominator,
-        the sink included. Rows of no live node, and rows that see nothing, get 0 and -inf.
+        the sink included. Rows of no live node get 0 and -inf, and rows that
+        see nothing 0 and their sink, -inf where there is none.
 
     Raises:
         ValueError, TypeError: on a wrong shape, dtype, stride, device or choice.
@@ -129,12 +130,13 @@ def tree_attention(
                 query.new_empty((rows, heads, value_cache.shape[3])),
                 query.new_empty((rows, heads), dtype=torch.float32),
             )
+        flags = _validate.flags(status, tree.cu_nodes, tree.cu_nodes.shape[0] - 1)
         kernel(
             *(query, key_cache, value_cache, block_table, table_rows, context_lens, *tree[:5], tree.slots),
             *(tree.max_nodes, tree.max_depth, query_nodes, cu_queries, dim**-0.5 if scale is None else scale, softcap),
-            *(window, sinks, key_scale, value_scale, VISIBILITIES.index(visibility), active, *made, status),
+            *(window, sinks, key_scale, value_scale, VISIBILITIES.index(visibility), active, *made, flags),
         )
-        _validate.raise_on_bad_data(op, status)
+        _validate.raise_on_bad_data(op, flags)
         return made
 
     return _backend.run("attention_tree_attention", backend, query, check, launch)

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from . import _backend, _validate
-from .types import Expansion
+from .types import Block, Expansion
 
-__all__ = ["expand", "ngram_lookup"]
+__all__ = ["block", "expand", "ngram_lookup"]
 
 #: Most children of a beam, and most beams of a request.
 MAX_EXPAND = 64
+
+LARGEST_TOKEN = 2**31 - 1
 
 
 def ngram_lookup(
@@ -169,3 +171,123 @@ def expand(
         return Expansion(tokens, reached, columns)
 
     return _backend.run("draft_expand", backend, logits, check, launch)
+
+
+def block(
+    tokens: Tensor,
+    num_tokens: Tensor,
+    context_lens: Tensor,
+    mask_token: int,
+    block_size: int,
+    *,
+    block_table: Tensor | None = None,
+    page_size: int | None = None,
+    table_rows: Tensor | None = None,
+    active: Tensor | None = None,
+    status: Tensor | None = None,
+    backend: str | None = None,
+    out: Block | None = None,
+) -> Block:
+    """From a verification to the inputs of the next block of a block drafter, without a look at them on the host.
+
+    The root of request ``b`` is the last token that verification emitted, ``tokens[b, num_tokens[b] - 1]``; it stands
+    at position ``context_lens[b] + num_tokens[b]``, which is also the length of the context from now on. The block is
+    the root and ``block_size - 1`` mask tokens behind it.
+
+    Example: the context is 100 and the tokens are ``[7, 8, -1]``, ``num_tokens`` 2: with a block of 4 the ids are
+    ``[8, mask, mask, mask]`` at the positions ``[102, 103, 104, 105]``, and the context is 102.
+
+    Args:
+        tokens: ``[B, W]`` int32 or int64, as ``VerifyResult.tokens``, any strides.
+        num_tokens: ``[B]`` int32, as ``VerifyResult.num_tokens``; outside ``[0, W]`` it is clamped, status 8. 0: the
+            request is idle: no block, and its context stays what it was.
+        context_lens: ``[B]`` int32 or int64, committed positions before. Below 0 counts as 0, status 8.
+        mask_token: the id that stands for a position to be guessed, 0 to 2^31 - 1.
+        block_size: entries of a block with its root, at least 1.
+        block_table: ``[B, max_pages]`` int32 or int64 page ids of the drafter's cache; ``[rows, max_pages]`` with
+            ``table_rows``. None: no slots.
+        page_size: positions of a page, a power of two; given with ``block_table``.
+        table_rows: ``[B]`` int32 or int64, row of ``block_table`` of each request.
+        active: ``[B]`` bool; other requests are idle.
+        status: ``[B]`` int32, is overwritten with bits of :class:`~specdec_kernels.types.Status`: 8, and 16 where a
+            position lies outside the table or in a page below 0 (its slot is -1).
+        backend: see :func:`specdec_kernels.use_backend`.
+        out: a block made by an earlier call of the same shape, written in place. Its ``context_lens`` may be the
+            ``context_lens`` of the call, which are then advanced.
+
+    Returns:
+        :class:`Block`: ``roots [B]`` and ``ids [B, block_size]`` in the dtype of the tokens, ``positions`` and
+        ``slots [B, block_size]`` int64 (a slot is ``page * page_size + offset``; None without a table), and
+        ``context_lens [B]`` in the dtype of those given. Where there is no block, ids and slots are -1 and positions 0:
+        an idle request, or one whose last token is none (a dead end, -1), whose context is advanced all the same.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, device, dtype or range.
+
+    Deterministic; the same on every backend. CUDA-graph safe.
+    Complexity: one write of the result; one launch.
+    Source: DFlash, Chen et al. 2026, arXiv 2602.06036.
+    """
+    op = "draft.block"
+
+    def check() -> None:
+        _validate.tensor(op, "tokens", tokens, ("B", "W"), _validate.INDICES)
+        batch, device = tokens.shape[0], tokens.device
+        _validate.tensor(op, "num_tokens", num_tokens, (batch,), _validate.INT32, device)
+        _validate.tensor(op, "context_lens", context_lens, (batch,), _validate.INDICES, device)
+        check_host()
+        if block_table is not None:
+            _validate.pages(op, block_table, table_rows, context_lens, batch, device)
+        _validate.options(op, active, status, batch, device)
+        if out is None:
+            return
+        if not hasattr(out, "ids"):
+            raise TypeError(f"{op}: out must be a Block, got {type(out).__name__}")
+        shape = (batch, block_size)
+        _validate.output(op, "out.roots", out.roots, (batch,), (tokens.dtype,), device)
+        _validate.output(op, "out.ids", out.ids, shape, (tokens.dtype,), device)
+        _validate.output(op, "out.positions", out.positions, shape, _validate.INT64, device)
+        if (out.slots is None) != (block_table is None):
+            wanted, got = ("None without", "a tensor") if block_table is None else ("given with", "None")
+            raise ValueError(f"{op}: out.slots must be {wanted} block_table, got {got}")
+        _validate.output(op, "out.slots", out.slots, shape, _validate.INT64, device)
+        _validate.output(op, "out.context_lens", out.context_lens, (batch,), (context_lens.dtype,), device)
+
+    def check_host() -> None:
+        _validate.integer(op, "mask_token", mask_token, 0, LARGEST_TOKEN)
+        _validate.integer(op, "block_size", block_size, 1)
+        for name, value in (("page_size", page_size), ("table_rows", table_rows)):
+            if value is not None and block_table is None:
+                raise ValueError(f"{op}: block_table must be given with {name}, got None")
+        if block_table is None:
+            return
+        if page_size is None:
+            raise ValueError(f"{op}: page_size must be given with block_table, got None")
+        _validate.integer(op, "page_size", page_size, 1)
+        if page_size & (page_size - 1):
+            raise ValueError(f"{op}: page_size must be a power of two, got {page_size}")
+
+    def launch(kernel: Callable[..., None]) -> Block:
+        check_host()
+        batch = tokens.shape[0]
+        made = out
+        if made is None:
+            positions = tokens.new_empty(batch, block_size, dtype=torch.int64)
+            made = Block(
+                tokens.new_empty(batch),
+                tokens.new_empty(batch, block_size),
+                positions,
+                None if block_table is None else torch.empty_like(positions),
+                context_lens.new_empty(batch),
+            )
+        elif made.ids.shape[1] != block_size:
+            check()
+        flags = status
+        if flags is None and _validate.DEBUG:
+            flags = tokens.new_empty(batch, dtype=torch.int32)
+        size = 0 if page_size is None else page_size
+        kernel(tokens, num_tokens, context_lens, mask_token, block_table, table_rows, size, active, *made, flags)
+        _validate.raise_on_bad_data(op, flags)
+        return made
+
+    return _backend.run("draft_block", backend, tokens, check, launch)

@@ -1,4 +1,5 @@
-"""The paged cache of keys and values: write the nodes' rows, move the accepted ones into place, gather rows."""
+"""The paged cache of keys and values: write the nodes' rows, move the accepted ones into place, gather rows, inject those
+of a block drafter."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from . import _backend, _validate
+from ._kv_inject import inject
 from .types import KvBuffers, KvGroup, TokenTree
 
-__all__ = ["commit", "gather", "write"]
+__all__ = ["commit", "gather", "inject", "write"]
 
 
 def write(
@@ -83,7 +85,7 @@ def write(
 
     def launch(kernel: Callable[..., None]) -> None:
         _validate.bounds(op, tree)
-        flags = _flags(status, tree.cu_nodes, tree.cu_nodes.shape[0] - 1)
+        flags = _validate.flags(status, tree.cu_nodes, tree.cu_nodes.shape[0] - 1)
         kernel(
             *(key, value, block_table, table_rows, context_lens, *tree[:5], tree.slots, tree.max_nodes),
             *(tree.max_depth, query_nodes, cu_queries, key_scale, value_scale, active),
@@ -111,13 +113,6 @@ def _side(
         raise ValueError(f"{op}: {name} must have unit stride in the last dimension, got {given.stride(2)}")
     _validate.cache(op, f"{name}_cache", cache, (*pages, heads, dim), device)
     _validate.cache_scale(op, f"{name}_scale", scale, heads, device)
-
-
-def _flags(status: Tensor | None, like: Tensor, batch: int) -> Tensor | None:
-    """Where to write status bits: what the caller gave, or with ``SPECDEC_DEBUG=1`` a tensor to look at."""
-    if status is None and _validate.DEBUG:
-        return like.new_empty(batch, dtype=torch.int32)
-    return status
 
 
 def commit(
@@ -192,7 +187,7 @@ def commit(
 
     def launch(kernel: Callable[..., None]) -> None:
         groups = _groups(op, buffers, call)
-        flags = _flags(status, path, path.shape[0])
+        flags = _validate.flags(status, path, path.shape[0])
         kernel(
             [tensor for group in groups for tensor in group.tensors],
             [len(group.tensors) for group in groups],

@@ -12,6 +12,7 @@ from torch import Tensor
 from ._schema import FILTER_ORDERS
 
 __all__ = [
+    "Block",
     "Expansion",
     "KvBuffers",
     "KvGroup",
@@ -94,6 +95,25 @@ class Expansion(NamedTuple):
     tokens: Tensor
     scores: Tensor
     beams: Tensor
+
+
+class Block(NamedTuple):
+    """The blocks that a block drafter works on next (:func:`specdec_kernels.draft.block`).
+
+    Attributes:
+        roots: ``[B]`` in the dtype of the tokens, the newest token of each request; -1 where there is no block.
+        ids: ``[B, block_size]`` likewise: the root, then mask tokens; -1 where there is no block.
+        positions: ``[B, block_size]`` int64, of each entry; 0 where there is no block.
+        slots: ``[B, block_size]`` int64, flat slot of each entry in the cache, -1 where there is none; None without a
+            block table.
+        context_lens: ``[B]`` in the dtype of the lengths given: committed positions from now on.
+    """
+
+    roots: Tensor
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor | None
+    context_lens: Tensor
 
 
 class TreeShape(NamedTuple):

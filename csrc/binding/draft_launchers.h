@@ -4,7 +4,10 @@
 // belongs.
 #pragma once
 
+#include <utility>
+
 #include "../common/draft_params.h"
+#include "paged_arguments.h"
 #include "register.h"
 #include "sampling_arguments.h"
 
@@ -74,10 +77,69 @@ void draft_expand(const Tensor& logits, const OptionalTensor& scores, int64_t nu
   Backend::expand(p, a, logits);
 }
 
+// Where the slots of a block come from; all of it is given, or nothing.
+inline void read_block_slots(const Arguments& a, const OptionalTensor& block_table, const OptionalTensor& table_rows,
+                             int64_t page_size, const OptionalTensor& slots, DraftBlockParams& p) {
+  SPECDEC_CHECK(slots.has_value() == block_table.has_value(), a.op(), ": out.slots must be ",
+                block_table ? "given with block_table, got None" : "None without block_table, got a tensor");
+  if (!block_table) {
+    SPECDEC_CHECK(!table_rows, a.op(), ": block_table must be given with table_rows, got None");
+    SPECDEC_CHECK(page_size == 0, a.op(), ": block_table must be given with page_size, got None");
+    return;
+  }
+  SPECDEC_CHECK(page_size >= 1 && (page_size & (page_size - 1)) == 0, a.op(),
+                ": page_size must be a power of two, got ", page_size);
+  p.table = read_block_table(a, *block_table, table_rows, p.batch);
+  p.page_size = page_size;
+  p.slots = a.contiguous_rows<int64_t>("out.slots", *slots, p.batch, p.size);
+}
+
+template <class Backend>
+void draft_block(const Tensor& tokens, const Tensor& num_tokens, const Tensor& context_lens, int64_t mask_token,
+                 const OptionalTensor& block_table, const OptionalTensor& table_rows, int64_t page_size,
+                 const OptionalTensor& active, const Tensor& roots, const Tensor& ids, const Tensor& positions,
+                 const OptionalTensor& slots, const Tensor& new_context_lens, const OptionalTensor& status) {
+  const Arguments a("draft.block", Backend::kDevice);
+  a.check_rank("tokens", tokens, 2);
+  DraftBlockParams p;
+  p.tokens = tokens.data_ptr();
+  p.wide = a.is_wide("tokens", tokens);
+  p.row_stride = tokens.stride(0);
+  p.column_stride = tokens.stride(1);
+  p.batch = tokens.size(0);
+  p.width = tokens.size(1);
+  p.num_tokens = read_int32(a, "num_tokens", num_tokens, p.batch);
+  p.context_lens = a.index("context_lens", context_lens, p.batch);
+  SPECDEC_CHECK(mask_token >= 0 && mask_token <= INT32_MAX, a.op(), ": mask_token must be between 0 and ", INT32_MAX,
+                ", got ", mask_token);
+  p.mask_token = mask_token;
+  a.check_rank("out.ids", ids, 2);
+  p.size = ids.size(1);
+  SPECDEC_CHECK(p.size >= 1, a.op(), ": block_size must be at least 1, got ", p.size);
+  a.check_contiguous_rows("out.ids", ids, p.batch, p.size);
+  p.ids = ids.data_ptr();
+  p.roots = a.index_out("out.roots", roots, p.batch);
+  for (const auto& [name, wide] : {std::pair{"out.ids", a.is_wide("out.ids", ids)}, {"out.roots", p.roots.wide}}) {
+    SPECDEC_CHECK(wide == p.wide, a.op(), ": ", name, " must have the dtype of tokens, got another dtype");
+  }
+  p.positions = a.contiguous_rows<int64_t>("out.positions", positions, p.batch, p.size);
+  read_block_slots(a, block_table, table_rows, page_size, slots, p);
+  p.new_contexts = a.index_out("out.context_lens", new_context_lens, p.batch);
+  SPECDEC_CHECK(p.new_contexts.wide == p.context_lens.wide, a.op(),
+                ": out.context_lens must have the dtype of context_lens, got another dtype");
+  for (const auto& [name, out] : {std::pair{"out.roots", p.roots}, {"out.context_lens", p.new_contexts}}) {
+    SPECDEC_CHECK(p.batch <= 1 || out.stride == 1, a.op(), ": ", name, " must be contiguous, got stride ", out.stride);
+  }
+  p.active = read_active(a, active, p.batch);
+  p.status = read_status(a, status, p.batch);
+  Backend::block(p, a, tokens);
+}
+
 template <class Backend, class Library>
 void register_draft(Library& library) {
   SPECDEC_IMPL(library, draft_ngram_lookup, draft_ngram_lookup<Backend>);
   SPECDEC_IMPL(library, draft_expand, draft_expand<Backend>);
+  SPECDEC_IMPL(library, draft_block, draft_block<Backend>);
 }
 
 }  // namespace specdec

@@ -10,6 +10,7 @@ struct Backend {
   static constexpr Device kDevice = Device::cpu;
   static void ngram_lookup(const NgramParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(ngram_lookup, p); }
   static void expand(const ExpandParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(expand, p); }
+  static void block(const DraftBlockParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(draft_block, p); }
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include "../binding/cuda_call.h"
 #include "../binding/draft_launchers.h"
 #include "draft/expand.cuh"
+#include "draft/next_block.cuh"
 #include "draft/ngram_lookup.cuh"
 
 namespace specdec::cuda {
@@ -16,6 +17,10 @@ struct Backend {
   static void expand(const ExpandParams& p, const Arguments& a, const Tensor& anchor) {
     const Call call(a, anchor);
     call.check(launch_expand(p, call.stream()));
+  }
+  static void block(const DraftBlockParams& p, const Arguments& a, const Tensor& anchor) {
+    const Call call(a, anchor);
+    call.check(launch_draft_block(p, call.stream()));
   }
 };
 

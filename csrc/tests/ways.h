@@ -10,9 +10,11 @@
 #if defined(SPECDEC_EMULATED)
 #include "../cuda/attention/tree_attention.cuh"
 #include "../cuda/draft/expand.cuh"
+#include "../cuda/draft/next_block.cuh"
 #include "../cuda/draft/ngram_lookup.cuh"
 #include "../cuda/kv/commit.cuh"
 #include "../cuda/kv/gather.cuh"
+#include "../cuda/kv/inject.cuh"
 #include "../cuda/kv/write.cuh"
 #include "../cuda/sample/sample.cuh"
 #include "../cuda/tree/best_first.cuh"
@@ -85,6 +87,12 @@ inline void run(const KvCommitParams& p, int way = 0) {
 inline void run(const KvGatherParams& p, int way = 0) {
   emulate(way, [&] { return cuda::launch_kv_gather(p, nullptr); });
 }
+inline void run(const KvInjectParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_kv_inject(p, nullptr); });
+}
+inline void run(const DraftBlockParams& p, int way = 0) {
+  emulate(way, [&] { return cuda::launch_draft_block(p, nullptr); });
+}
 inline void run(const FromChainsParams& p, int way = 0) {
   emulate(way, [&] { return cuda::launch_from_chains(p, nullptr); });
 }
@@ -136,6 +144,8 @@ SPECDEC_TEST_RUN(NgramParams, ngram_lookup)
 SPECDEC_TEST_RUN(KvWriteParams, kv_write)
 SPECDEC_TEST_RUN(KvCommitParams, kv_commit)
 SPECDEC_TEST_RUN(KvGatherParams, kv_gather)
+SPECDEC_TEST_RUN(KvInjectParams, kv_inject)
+SPECDEC_TEST_RUN(DraftBlockParams, draft_block)
 SPECDEC_TEST_RUN(FromChainsParams, from_chains)
 SPECDEC_TEST_RUN(TreeAttentionParams, tree_attention)
 SPECDEC_TEST_RUN(MergeStatesParams, merge_states)

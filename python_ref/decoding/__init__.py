@@ -4,6 +4,7 @@ from .attention import PagedAttention, Rows
 from .batch import Batch
 from .cache import PagedCache
 from .decoder import Decoder, generate
+from .overlapped import OverlappedDecoder
 from .request import Output, Request
 from .statistics import Statistics
 
@@ -11,6 +12,7 @@ __all__ = [
     "Batch",
     "Decoder",
     "Output",
+    "OverlappedDecoder",
     "PagedAttention",
     "PagedCache",
     "Request",

@@ -8,6 +8,16 @@ from torch import Tensor
 from ..models.config import ModelConfig
 
 
+def check_page_size(owner: str, page_size: int) -> None:
+    """Refuse pages of a size that the ops do not take.
+
+    Raises:
+        ValueError: if it is not a power of two.
+    """
+    if page_size < 1 or page_size & (page_size - 1):
+        raise ValueError(f"{owner}: page_size must be a power of two, got {page_size}")
+
+
 class PagedCache:
     """Keys and values of all layers in pages ``[num_pages, page_size, kv_heads, head_dim]``.
 
@@ -46,8 +56,7 @@ class PagedCache:
         for name, size in (("rows", rows), ("num_pages", num_pages)):
             if size < 1:
                 raise ValueError(f"PagedCache: {name} must be at least 1, got {size}")
-        if page_size < 1 or page_size & (page_size - 1):
-            raise ValueError(f"PagedCache: page_size must be a power of two, got {page_size}")
+        check_page_size("PagedCache", page_size)
         self.page_size = page_size
         self.rows = rows
         shape = (config.num_layers, num_pages, page_size, 2, config.num_kv_heads, config.head_dim)

@@ -27,15 +27,17 @@ from torch import Tensor
 
 from ..decoding.attention import Rows
 from ..decoding.batch import Batch
-from ..decoding.cache import PagedCache
+from ..decoding.cache import PagedCache, check_page_size
 from .protocol import Proposal
 from .ranks import RankShares
 
 if TYPE_CHECKING:
+    from ..decoding.static_dflash import StaticDFlash
     from ..models.dflash import DFlash
 
 #: Most nodes of a tree, its root included.
 MOST_NODES = 1024
+_MOST_RANKS = 64
 
 
 class BlockAttention:
@@ -115,9 +117,10 @@ class DFlashDrafter:
         Raises:
             ValueError: if a value is out of range.
         """
-        for name, value, most in (("nodes", nodes, MOST_NODES), ("ranks", ranks, 64)):
-            if not (0 if name == "nodes" else 1) <= value <= most:
-                raise ValueError(f"DFlashDrafter: {name} must be at most {most}, got {value}")
+        for name, value, least, most in (("nodes", nodes, 0, MOST_NODES), ("ranks", ranks, 1, _MOST_RANKS)):
+            if not least <= value <= most:
+                raise ValueError(f"DFlashDrafter: {name} must be from {least} to {most}, got {value}")
+        check_page_size("DFlashDrafter", page_size)
         self.model, self.ops, self.nodes, self.coupled, self.page_size = model, ops, nodes, coupled, page_size
         self.ranks = min(ranks, model.config.layer.vocab_size)
         self.features: tuple[int, ...] = model.features
@@ -163,6 +166,12 @@ class DFlashDrafter:
             mine = torch.tensor(rows, device=features.device)
             starts, widths = [len(batch.texts[row]) - 1 for row in rows], [counts[row] for row in rows]
             self._inject(batch, rows, starts, widths, features[mine, : max(widths)])
+
+    def static(self, num_draft: int) -> StaticDFlash:
+        """The same for a loop that never waits: :mod:`python_ref.decoding.overlapped`."""
+        from ..decoding.static_dflash import StaticDFlash  # which needs this module
+
+        return StaticDFlash(self, num_draft)
 
     def _follow(self, batch: Batch) -> PagedCache:
         """The cache, with the rows of requests that have left given back."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..decoding.attention import PagedAttention, Rows
 from ..decoding.batch import Batch
-from ..decoding.cache import PagedCache
+from ..decoding.cache import PagedCache, check_page_size
 from .eagle3_tree import MOST_NODES, Grower, most_levels
 from .protocol import Proposal
 
@@ -101,6 +101,7 @@ class Eagle3Drafter:
             if not 1 <= value <= most:
                 raise ValueError(f"Eagle3Drafter: {name} must be from 1 to {most}, got {value}")
         self.head, self.ops, self.temperature = head, ops, temperature
+        check_page_size("Eagle3Drafter", page_size)
         self.beams, self.nodes, self.page_size = beams, nodes, page_size
         self.features: tuple[int, ...] = head.features
         self.cache: PagedCache | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..decoding.attention import PagedAttention, Rows
 from ..decoding.batch import Batch
-from ..decoding.cache import PagedCache
+from ..decoding.cache import PagedCache, check_page_size
 from ..decoding.prefill import prefill
 from .protocol import Proposal
 
@@ -53,6 +53,7 @@ class IndependentDrafter:
         if temperature is not None and not temperature >= 0:
             raise ValueError(f"IndependentDrafter: temperature must be at least 0, got {temperature}")
         self.model, self.ops, self.temperature = model, ops, temperature
+        check_page_size("IndependentDrafter", page_size)
         self.page_size, self.prefill_chunk = page_size, prefill_chunk
         self.cache: PagedCache | None = None
         self._serials: list[int] = []

@@ -73,7 +73,7 @@ def tree_attention(
 
     Returns:
         ``[Tq, Hq, Dv]`` in the dtype of the query, and the log of the denominator ``[Tq, Hq]`` float32; 0 and -inf for
-        rows of no live node, and where nothing is visible.
+        rows of no live node; 0 and the sink, or -inf without one, where nothing is visible.
 
     Raises:
         TypeError, ValueError: on a wrong dtype, shape or choice.

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Expansion
+from ..types import MALFORMED, PAGE_OUT_OF_RANGE, Block, Expansion
 from . import checks, law
+from .paging import Table, check_pages
 
 #: Most children of a beam, and most beams of a request.
 MAX_EXPAND = 64
@@ -171,4 +172,91 @@ def expand(
         return Expansion(*(field.to(logits.device) for field in made))
     for ours, theirs in zip(out, made, strict=True):
         ours.copy_(theirs)
+    return out  # type: ignore[no-any-return]
+
+
+def block(
+    tokens: Tensor,
+    num_tokens: Tensor,
+    context_lens: Tensor,
+    mask_token: int,
+    block_size: int,
+    *,
+    block_table: Tensor | None = None,
+    page_size: int | None = None,
+    table_rows: Tensor | None = None,
+    active: Tensor | None = None,
+    status: Tensor | None = None,
+    out: Any = None,
+) -> Block:
+    """The next block of each request: its newest token and mask tokens behind it.
+
+    Args:
+        tokens: ``[B, W]`` int32 or int64, what verification emitted.
+        num_tokens: ``[B]`` int32, how many; outside ``[0, W]`` it is clamped, status 8; 0: no block.
+        context_lens: ``[B]`` int32 or int64, committed positions before; below 0 counts as 0, status 8.
+        mask_token: id of a position to be guessed.
+        block_size: entries of a block.
+        block_table: ``[B, max_pages]`` int32 or int64 page ids; ``[rows, max_pages]`` with ``table_rows``.
+        page_size: positions of a page, given with ``block_table``.
+        table_rows: ``[B]`` int32 or int64, row of the block table of each request.
+        active: ``[B]`` bool; other requests have no block.
+        status: ``[B]`` int32, receives status bits: 8, and 16 where a position has no slot.
+        out: a block to write into.
+
+    Returns:
+        The blocks; where there is none, ids and slots are -1 and positions 0.
+
+    Raises:
+        TypeError, ValueError: on a wrong dtype, shape or range.
+
+    Deterministic. Reads values on the host: not for CUDA graphs.
+    """
+    op = "draft.block"
+    checks.tensor(op, "tokens", tokens, ("B", "W"))
+    batch, width = tokens.shape
+    checks.tensor(op, "num_tokens", num_tokens, (batch,), (torch.int32,))
+    checks.tensor(op, "context_lens", context_lens, (batch,))
+    checks.integer(op, "mask_token", mask_token, 0, 2**31 - 1)
+    checks.integer(op, "block_size", block_size, 1)
+    checks.optional(op, "active", active, batch, (torch.bool,))
+    checks.optional(op, "status", status, batch, (torch.int32,))
+    if block_table is not None:
+        check_pages(op, block_table, table_rows, context_lens, batch)
+    roots = torch.full((batch,), -1)
+    ids, positions, slots = torch.full((batch, block_size), -1), torch.zeros(batch, block_size).long(), None
+    if block_table is not None:
+        slots = torch.full_like(ids, -1)
+    lengths, flags = context_lens.clone().cpu(), [0] * batch
+    most = torch.iinfo(lengths.dtype).max
+    for b in range(batch):
+        if active is not None and not bool(active[b]):
+            continue
+        count, context = min(max(int(num_tokens[b]), 0), width), int(context_lens[b])
+        flags[b] = MALFORMED * (count != int(num_tokens[b]) or context < 0)
+        if count == 0:
+            continue
+        begin = min(max(context, 0), (2**63 - 1) // 2) + count
+        lengths[b] = min(begin, most)
+        root = int(tokens[b, count - 1])
+        if not 0 <= root < 2**31:
+            continue
+        roots[b] = root
+        ids[b, 0], ids[b, 1:] = root, mask_token
+        positions[b] = begin + torch.arange(block_size)
+        if block_table is not None and page_size is not None and slots is not None:
+            pages = (2**63 - 1) // page_size
+            page, offset, there = Table(block_table, table_rows, b).locate(positions[b], pages, page_size)
+            slots[b] = torch.where(there, page * page_size + offset, -1)
+            flags[b] |= PAGE_OUT_OF_RANGE * bool((~there).any())
+    if status is not None:
+        status.copy_(torch.tensor(flags, dtype=torch.int32))
+    made = Block(roots.to(tokens), ids.to(tokens), positions.to(tokens.device), slots, lengths.to(tokens.device))
+    if slots is not None:
+        made = made._replace(slots=slots.to(tokens.device))
+    if out is None:
+        return made
+    for old, new in zip(out, made, strict=True):
+        if new is not None:
+            old.copy_(new)
     return out  # type: ignore[no-any-return]

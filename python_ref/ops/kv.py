@@ -10,8 +10,11 @@ from torch import Tensor
 
 from ..types import MALFORMED, PAGE_OUT_OF_RANGE, KvGroup
 from . import checks
+from .kv_inject import inject
 from .nodes import Nodes
 from .paging import CACHES, Table, check_pages, check_queries, check_scale, query_rows, scales_of, slots_of
+
+__all__ = ["MAX_NODES", "commit", "gather", "inject", "write"]
 
 #: Local indices of nodes are below this.
 MAX_NODES = 4096

@@ -120,7 +120,7 @@ def blocks(drafter: DFlash, features: Tensor, tokens: Tensor, anchors: Tensor) -
         anchors: ``[N, A]`` int64, below ``M``: positions of the roots.
     """
     size = drafter.block_size
-    context = drafter.fuse(features.flatten(0, 1)).view(*features.shape[:2], -1)
+    context = drafter.fuse(features.flatten(0, 1)).unflatten(0, features.shape[:2])
     ids = torch.full((*anchors.shape, size), drafter.config.mask_token_id, device=tokens.device)
     ids[..., 0] = tokens.gather(1, anchors)
     positions = anchors.unsqueeze(-1) + torch.arange(size, device=tokens.device)

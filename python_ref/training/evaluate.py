@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..models.dflash import DFlash
 from ..models.eagle3 import Eagle3
 from ..models.transformer import Transformer, causal
+from .dflash import agreement
 from .eagle3 import unrolled
 from .generate import continuations
 
@@ -136,6 +138,28 @@ def chain_acceptance(
                 accepted = (columns >= 0) & (coins * p < q)
             flags[: len(accepted), s] = accepted.cpu()
         steps += _steps(flags.tolist())
+    count = max(len(steps), 1)
+    shares = [sum(accepted > place for _, accepted in steps) / count for place in range(drafts)]
+    return sum(tokens for tokens, _ in steps) / count, shares
+
+
+@torch.no_grad()
+def block_acceptance(
+    target: Transformer, drafter: DFlash, prompts: Tensor, *, temperature: float, new: int = 128, seed: int = 0
+) -> tuple[float, list[float]]:
+    """What whole blocks of a DFlash drafter, as chains of its best tokens, are worth.
+
+    A draft is accepted where it is the token that the target wrote at ``temperature``, and all drafts before it are: the
+    rule ``match``, which keeps the law at every temperature.
+
+    Returns:
+        As :func:`chain_acceptance`.
+    """
+    text = continuations(target, prompts, new, temperature, seed)
+    begin, drafts = prompts.shape[1] - 1, drafter.block_size - 1
+    steps: list[tuple[int, int]] = []
+    for row in text:
+        steps += _steps(agreement(drafter, target, row, begin).tolist())
     count = max(len(steps), 1)
     shares = [sum(accepted > place for _, accepted in steps) / count for place in range(drafts)]
     return sum(tokens for tokens, _ in steps) / count, shares

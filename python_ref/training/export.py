@@ -14,17 +14,20 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ..models import load_model, load_tokenizer
+from ..models.dflash_checkpoint import load_dflash
 from ..models.eagle3_checkpoint import load_eagle3
 from . import corpus
 from .data import Encoded
-from .evaluate import bits_per_byte, chain_acceptance, tokens_per_step
-from .recipes import CONTEXT, RECIPES, Eagle3Recipe, Recipe
+from .evaluate import bits_per_byte, block_acceptance, chain_acceptance, tokens_per_step
+from .recipes import CONTEXT, RECIPES, DFlashRecipe, Eagle3Recipe, Recipe
 from .tokenizer import END_OF_TEXT
 from .train import exported_step, is_finished
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _TEMPLATES = Path(__file__).resolve().parent / "cards"
 _DRAFTS = 4
+# Models that read the hidden states of their target.
+_HEADS = (Eagle3Recipe, DFlashRecipe)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompts: list[dict[str, Any]]) -> list[Tensor]:
@@ -50,26 +53,30 @@ def prompt_batch(tokenizer: Tokenizer, prompts: list[dict[str, Any]]) -> Tensor:
 def evaluate(recipe: Recipe, data: Encoded, assets: Path, device: str) -> dict[str, Any]:
     """Scores of a shipped model: bits per byte of the held-out files and of the prompts; tokens per step of a drafter.
 
-    Of a head, which is no model of text, the tokens per step and the acceptance of each draft of a chain. Weights are
-    those of the 16-bit file, arithmetic is float32.
+    Of a drafter that reads the target, which is no model of text, the tokens per step and the acceptance of each draft.
+    Weights are those of the 16-bit file, arithmetic is float32.
     """
     prompts = json.loads((assets / "prompts.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(assets / (recipe.teacher or recipe.name))
     model = _load(recipe, assets, device)
     scores: dict[str, Any] = {}
-    if not isinstance(recipe, Eagle3Recipe):
+    if not isinstance(recipe, _HEADS):
         scores["held_out_bits_per_byte"] = bits_per_byte(model, data.held_out, CONTEXT)
         scores["prompts_bits_per_byte"] = bits_per_byte(model, prompt_files(tokenizer, prompts), CONTEXT)
     if recipe.teacher:
         target = load_model(assets / recipe.teacher, dtype=torch.float32, device=device)
         batch = prompt_batch(tokenizer, prompts)
         for label, temperature in (("greedy", 0.0), ("sampled", 0.8)):
-            options: dict[str, Any] = {"temperature": temperature, "drafts": _DRAFTS}
-            if isinstance(recipe, Eagle3Recipe):
-                score, shares = chain_acceptance(target, model, batch, **options)
-                scores[f"acceptance_{label}"] = [round(share, 3) for share in shares]
+            options: dict[str, Any] = {"temperature": temperature}
+            shares: list[float] | None = None
+            if isinstance(recipe, DFlashRecipe):
+                score, shares = block_acceptance(target, model, batch, **options)
+            elif isinstance(recipe, Eagle3Recipe):
+                score, shares = chain_acceptance(target, model, batch, drafts=_DRAFTS, **options)
             else:
-                score = tokens_per_step(target, model, batch, **options)
+                score = tokens_per_step(target, model, batch, drafts=_DRAFTS, **options)
+            if shares is not None:
+                scores[f"acceptance_{label}"] = [round(share, 3) for share in shares]
             scores[f"tokens_per_step_{label}"] = score
     return {name: round(score, 3) if isinstance(score, float) else score for name, score in scores.items()}
 
@@ -80,7 +87,7 @@ def export(recipe: Recipe, folder: Path, assets: Path, data: Encoded, device: st
     place.mkdir(parents=True, exist_ok=True)
     for file in sorted((folder / recipe.name / "export").iterdir()):
         shutil.copy(file, place / file.name)
-    if not isinstance(recipe, Eagle3Recipe):  # a head has the tokenizer of its target
+    if not isinstance(recipe, _HEADS):  # they have the tokenizer of their target
         shutil.copy(folder / "tokenizer.json", place / "tokenizer.json")
     train, held_out = corpus.read()
     prompts = json.dumps(corpus.prompts(held_out), indent=1, ensure_ascii=False)
@@ -99,10 +106,12 @@ def export(recipe: Recipe, folder: Path, assets: Path, data: Encoded, device: st
 
 def _load(recipe: Recipe, assets: Path, device: str) -> Any:
     """A shipped model in float32."""
-    if not isinstance(recipe, Eagle3Recipe):
+    if not isinstance(recipe, _HEADS):
         return load_model(assets / recipe.name, dtype=torch.float32, device=device)
     assert recipe.teacher is not None
-    return load_eagle3(assets / recipe.name, load_model(assets / recipe.teacher, dtype=torch.float32, device=device))
+    target = load_model(assets / recipe.teacher, dtype=torch.float32, device=device)
+    load: Any = load_dflash if isinstance(recipe, DFlashRecipe) else load_eagle3
+    return load(assets / recipe.name, target)
 
 
 def _facts(

@@ -13,8 +13,9 @@ import torch
 
 import python_ref
 import specdec_kernels as ops
-from python_ref.drafters import Eagle3Drafter, IndependentDrafter, NgramDrafter
+from python_ref.drafters import DFlashDrafter, Eagle3Drafter, IndependentDrafter, NgramDrafter
 from python_ref.models import load_config, load_eagle3, load_model, load_tokenizer
+from python_ref.models.dflash_checkpoint import is_dflash, load_dflash
 from python_ref.models.eagle3_checkpoint import is_eagle3
 
 from .. import _backend
@@ -22,10 +23,10 @@ from .errors import UserError, user_errors
 from .output import working
 
 ASSETS = Path(python_ref.__file__).parent / "assets"
-TARGET, DRAFT, HEAD = "pystdlib-target", "pystdlib-draft", "pystdlib-eagle3"
-DRAFTERS = ("none", "ngram", "independent", "eagle3", "eagle3-tree")
+TARGET, DRAFT, HEAD, BLOCKS = "pystdlib-target", "pystdlib-draft", "pystdlib-eagle3", "pystdlib-dflash"
+DRAFTERS = ("none", "ngram", "independent", "eagle3", "eagle3-tree", "dflash", "ddtree")
 _WITH_MODEL = DRAFTERS[2:]
-# Width and nodes of the trees of `eagle3-tree`.
+# Width and nodes of the trees of `eagle3-tree`; those of `ddtree` have as many nodes.
 _BEAMS, _NODES = 4, 16
 _LIBRARY: Any = ops
 
@@ -68,14 +69,18 @@ class Loaded:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def shipped_models(heads: bool = False) -> list[str]:
-    """Names of the models that came with the package; of the heads of the drafter ``eagle3`` instead."""
+def shipped_models(kind: str = "decoder") -> list[str]:
+    """Names of the models of a kind that came with the package: ``decoder``, ``eagle3`` or ``dflash``."""
+
+    def kind_of(folder: Path) -> str:
+        return "eagle3" if is_eagle3(folder) else "dflash" if is_dflash(folder) else "decoder"
+
     folders = (path.parent for path in ASSETS.glob("*/config.json"))
-    return sorted(folder.name for folder in folders if is_eagle3(folder) == heads)
+    return sorted(folder.name for folder in folders if kind_of(folder) == kind)
 
 
-def find_model(option: str, value: str, heads: bool = False) -> Path:
-    """The folder of a model, or of a head, that is named by its path, or by its name if it is a shipped one.
+def find_model(option: str, value: str, kind: str = "decoder") -> Path:
+    """The folder of a model that is named by its path, or by its name if it is a shipped one of a kind.
 
     Raises:
         UserError: if it is neither.
@@ -84,7 +89,7 @@ def find_model(option: str, value: str, heads: bool = False) -> Path:
         return Path(value)
     if (ASSETS / value / "config.json").is_file():
         return ASSETS / value
-    names = ", ".join(shipped_models(heads)) or "none"
+    names = ", ".join(shipped_models(kind)) or "none"
     raise UserError(f"{option} must name a folder with a model, or a shipped model ({names}), got {value!r}")
 
 
@@ -190,6 +195,8 @@ def make_drafter(spec: str, target: Loaded, dtype: str) -> Any:
         return NgramDrafter(_LIBRARY)
     if kind.startswith("eagle3"):
         return _make_eagle3(kind, model or HEAD, target, dtype)
+    if kind in ("dflash", "ddtree"):
+        return _make_dflash(kind, model or BLOCKS, target, dtype)
     directory = find_model("--drafter independent", model or DRAFT)
     draft = load(directory, dtype, target.model.model.embed_tokens.weight.device)
     if draft.tokenizer.get_vocab() != target.tokenizer.get_vocab():
@@ -201,7 +208,7 @@ def make_drafter(spec: str, target: Loaded, dtype: str) -> Any:
 
 
 def _make_eagle3(kind: str, model: str, target: Loaded, dtype: str) -> Eagle3Drafter:
-    directory = find_model(f"--drafter {kind}", model, heads=True)
+    directory = find_model(f"--drafter {kind}", model, "eagle3")
     activations, weights = _DTYPES[dtype]
     with user_errors(), working(f"loading {directory.name}"):
         head = load_eagle3(directory, target.model, dtype=activations)
@@ -209,3 +216,13 @@ def _make_eagle3(kind: str, model: str, target: Loaded, dtype: str) -> Eagle3Dra
             head.use_linear(_LIBRARY.linear, weights)
     options = {"beams": _BEAMS, "nodes": _NODES} if kind.endswith("tree") else {}
     return Eagle3Drafter(head, _LIBRARY, **options)
+
+
+def _make_dflash(kind: str, model: str, target: Loaded, dtype: str) -> DFlashDrafter:
+    directory = find_model(f"--drafter {kind}", model, "dflash")
+    activations, weights = _DTYPES[dtype]
+    with user_errors(), working(f"loading {directory.name}"):
+        drafter = load_dflash(directory, target.model, dtype=activations)
+        if drafter.weight.device.type == "cpu":
+            drafter.use_linear(_LIBRARY.linear, weights)
+    return DFlashDrafter(drafter, _LIBRARY, nodes=_NODES if kind == "ddtree" else 0)

@@ -36,7 +36,8 @@ def generate(
     drafter: Annotated[
         str,
         typer.Option(
-            metavar="none|ngram|independent[:DIR|NAME]|eagle3[:DIR|NAME]|eagle3-tree[:DIR|NAME]", help="Who guesses."
+            metavar="none|ngram|independent|eagle3|eagle3-tree|dflash|ddtree",
+            help="Who guesses; behind all but the first two also :DIR or :NAME, the model of the drafter.",
         ),
     ] = "none",
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to continue.")] = None,
@@ -59,7 +60,9 @@ def generate(
         float, typer.Option(help="Keep tokens of at least this share of the best one's mass; 0: all.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    num_draft: Annotated[int, typer.Option(metavar="N", help="Most drafts per step.")] = 4,
+    num_draft: Annotated[
+        int, typer.Option(metavar="N", help="Most drafts in a row; how wide a tree is, its drafter knows.")
+    ] = 4,
     rule: Annotated[
         str,
         typer.Option(
@@ -109,7 +112,7 @@ def generate(
         for item, request in zip(prompts, requests, strict=True):
             with _place(item):
                 decoder.check(request)
-        served = engine.serving(_used(drafter, rule, where.type), where.type)
+        served = engine.serving(_used(drafter, rule, where.type, trace is not None), where.type)
         with user_errors():
             run = _stream if batch_file is None else _run_batch
             outputs = run(decoder, target, requests)
@@ -173,8 +176,8 @@ def _place(item: Prompt) -> Iterator[None]:
         raise UserError(f"{item.place}: {error}") from error
 
 
-def _used(drafter: str, rule: str, device: str) -> list[str]:
-    """The ops of a run."""
+def _used(drafter: str, rule: str, device: str, traced: bool) -> list[str]:
+    """The ops of a run; a run that is traced verifies even where nothing is drafted."""
     kind = drafter.partition(":")[0]
     drafts = {
         "none": [],
@@ -182,8 +185,14 @@ def _used(drafter: str, rule: str, device: str) -> list[str]:
         "independent": ["sample_draft"],
         "eagle3": ["sample_draft", "kv_gather"],
         "eagle3-tree": ["draft_expand", "tree_from_parents", "tree_from_beams", "kv_gather", "kv_commit"],
+        "dflash": ["sample_draft", "kv_inject", "kv_gather"],
+        "ddtree": ["sample_draft", "kv_inject", "tree_best_first", "kv_gather", "kv_commit"],
     }[kind]
-    used = ["sample_sample"] if kind == "none" else [*drafts, "tree_from_chains", f"verify_{rule}"]
+    if kind == "none":
+        used = ["tree_from_chains", "verify_match"] if traced else ["sample_sample"]
+    else:
+        used = [*drafts, "tree_from_chains", f"verify_{rule}"]
+    used += ["kv_write", "attention_tree_attention"]
     return used + (["linear_skinny"] if device == "cpu" else [])
 
 

@@ -50,7 +50,7 @@ def make_page(content: Trace) -> str:
     """
     script = "\n".join(("(() => {", '"use strict";', *(_part(name) for name in _SCRIPTS), "})();"))
     style = _part("page.css")
-    model = re.split(r"[\\/]", str(content["info"].get("model", "")).rstrip("\\/"))[-1]
+    model = re.split(r"[\\/]", str(content["info"].get("model") or "").rstrip("\\/"))[-1]
     title = f"{model}: a trace of specdec" if model else "A trace of specdec"
     values = {
         "policy": f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}",

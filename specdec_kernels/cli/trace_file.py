@@ -180,6 +180,9 @@ def _check_step(checker: _Checker, place: str, step: dict[str, Any]) -> None:
     )
     if not path or path[0] != 0 or any(parents[child] != node for node, child in zip(path, path[1:], strict=False)):
         checker.fail(f"{place}.path", "lead from the root from parent to child", path)
+    for node, token in zip(path[1:], emitted, strict=False):
+        if tokens[node] != token:
+            checker.fail(f"{place}.emitted", f"be the tokens of its path, {tokens[node]} at node {node}", token)
     if not len(emitted) <= len(path) <= len(emitted) + 1:
         requirement = f"have {len(emitted)} nodes, as many as there are emitted tokens, or one more"
         checker.fail(f"{place}.path", requirement, len(path))

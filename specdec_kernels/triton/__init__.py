@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from .attention import attention_merge_states, attention_tree_attention
 from .best_first import tree_best_first
-from .draft import draft_expand, draft_ngram_lookup
+from .draft import draft_block, draft_expand, draft_ngram_lookup
+from .inject import kv_inject
 from .kv import kv_commit, kv_gather
 from .sample import sample_draft, sample_sample
 from .store import kv_write
@@ -38,9 +39,11 @@ KERNELS: dict[str, Callable[..., None]] = {
     "verify_rejection": verify_rejection,
     "draft_ngram_lookup": draft_ngram_lookup,
     "draft_expand": draft_expand,
+    "draft_block": draft_block,
     "kv_write": kv_write,
     "kv_commit": kv_commit,
     "kv_gather": kv_gather,
+    "kv_inject": kv_inject,
     "attention_tree_attention": attention_tree_attention,
     "attention_merge_states": attention_merge_states,
 }

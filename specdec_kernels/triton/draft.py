@@ -12,6 +12,9 @@ expand: the best children of beams, and the best beams. Who does what: ``scan_ke
 block of 4,096 ids, ``children_kernel`` one per row, which reads the block of the best id that is left until it has all;
 then ``beams_kernel`` one per request. Memory traffic: one read of the rows of beams that exist, and one of a block for
 each child, from the caches.
+
+block: the inputs of the next block of a block drafter. Who does what: one program per request. Memory traffic: one write
+of the result. Integers only.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch import Tensor
 
 from .launch import Settings, blocks_of, find_laws, flags, mask_of, on_device_of, power_of_two, step
 from .law import Law, law_of, memory_of
+from .paged import locate, pages_of
 from .row import Row, value_of
 from .sample import take_best
 from .tree_build import rank_of_score
@@ -31,6 +35,9 @@ from .varying import VARYING
 _FAR = tl.constexpr(2**31 - 1)
 _LARGEST_TOKEN = tl.constexpr(2**31 - 1)
 _NO_CHILD = tl.constexpr(2**63 - 1)
+_MOST_SLOTS = tl.constexpr(2**63 - 1)
+_MALFORMED = tl.constexpr(8)
+_NO_PAGE = tl.constexpr(16)
 
 #: Places that are looked at together.
 PLACES = 1024
@@ -194,4 +201,83 @@ def draft_ngram_lookup(
             *(flags(active), step(active), drafts, num, counts),
             TILE=max(min(PLACES, power_of_two(columns)), 16),
             NUM=min(PLACES, power_of_two(num)),
+        )
+
+
+@triton.jit(do_not_specialize=VARYING)
+def block_kernel(
+    tokens, tokens_stride, tokens_column_stride, width, num_tokens, num_tokens_stride, context_lens, context_lens_stride,
+    mask_token, table, table_stride, table_columns_stride, table_height, table_columns, table_rows, table_rows_stride,
+    active, active_stride, roots, ids, positions, flat_slots, new_context_lens, status, status_stride, most, size,
+    PAGE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The next block of one request, by one warp: the old length is read before the new one is written."""
+    b = tl.program_id(0).to(tl.int64)
+    live = tl.full([], 1, tl.int32)
+    if active is not None:
+        live = tl.load(active + b * active_stride).to(tl.int32)
+    given = tl.load(num_tokens + b * num_tokens_stride)
+    count = tl.where(live != 0, tl.minimum(tl.maximum(given, 0), width), 0)
+    length = tl.load(context_lens + b * context_lens_stride).to(tl.int64)
+    wrong = (live != 0) & ((given < 0) | (given > width) | (length < 0))
+    begin = tl.minimum(tl.maximum(length, 0), (1 << 62) - 1) + count  # beyond any table
+    length = tl.where(count > 0, tl.minimum(begin, most), length)
+    at = b * tokens_stride + (count.to(tl.int64) - 1) * tokens_column_stride
+    root = tl.load(tokens + at, mask=count > 0, other=-1).to(tl.int64)
+    there = (root >= 0) & (root <= _LARGEST_TOKEN)
+    root = tl.where(there, root, -1)
+    wanted = tl.where(there, size, 0)  # slots
+    lost = tl.full([], 0, tl.int32)
+    for start in tl.range(0, size, TILE, num_stages=1):
+        j = start + tl.arange(0, TILE)
+        inside = j < size
+        tl.store(ids + b * size + j, tl.where((j > 0) & (j < wanted), mask_token, root), mask=inside)
+        position = tl.where(there, begin + j, 0)
+        tl.store(positions + b * size + j, position, mask=inside)
+        if flat_slots is not None:
+            pages = pages_of(
+                table, table_stride, table_columns_stride, table_height, table_columns, table_rows, table_rows_stride,
+                _MOST_SLOTS // PAGE, b,
+            )  # fmt: skip
+            page, offset, found = locate(pages, position, j < wanted, PAGE)
+            tl.store(flat_slots + b * size + j, tl.where(found, page * PAGE + offset, -1), mask=inside)
+            lost += tl.sum(tl.where((j < wanted) & (found == 0), 1, 0), axis=0)
+    tl.store(roots + b, root)
+    tl.store(new_context_lens + b, length)
+    if status is not None:
+        bits = tl.where(wrong, _MALFORMED, 0) | tl.where(lost > 0, _NO_PAGE, 0)
+        tl.store(status + b * status_stride, bits)
+
+
+def draft_block(
+    tokens: Tensor,
+    num_tokens: Tensor,
+    context_lens: Tensor,
+    mask_token: int,
+    block_table: Tensor | None,
+    table_rows: Tensor | None,
+    page_size: int,
+    active: Tensor | None,
+    roots: Tensor,
+    ids: Tensor,
+    positions: Tensor,
+    slots: Tensor | None,
+    new_context_lens: Tensor,
+    status: Tensor | None,
+) -> None:
+    """The launcher of ``draft.block``."""
+    batch, size = ids.shape
+    if batch == 0:
+        return
+    height, columns = (0, 0) if block_table is None else block_table.shape
+    with on_device_of(tokens):
+        block_kernel[(batch,)](
+            *(tokens, step(tokens), step(tokens, 1), tokens.shape[1], num_tokens, step(num_tokens)),
+            *(context_lens, step(context_lens), mask_token, block_table, step(block_table)),
+            *(0 if block_table is None else step(block_table, 1), height, columns, table_rows, step(table_rows)),
+            *(flags(active), step(active), roots, ids, positions, slots, new_context_lens, status, step(status)),
+            *(torch.iinfo(context_lens.dtype).max, size),
+            PAGE=max(page_size, 1),
+            TILE=min(PLACES, power_of_two(size)),
+            num_warps=1,
         )

@@ -38,7 +38,7 @@ FORMS = {
 
 
 @triton.jit
-def _narrow(x, FORM: tl.constexpr):
+def narrow(x, FORM: tl.constexpr):
     """float32 as a cache of that form holds it, to nearest, ties to even."""
     if FORM <= 1:
         made = x if FORM == 0 else x.to(tl.float16)
@@ -82,7 +82,7 @@ def _store_row(
             x = x.to(tl.float32)
         if scale is not None:
             x = tl.div_rn(x, tl.load(scale + head * scale_stride, mask=inside, other=1.0))
-        tl.store(cache + cell + head * cache_head_stride + d, _narrow(x, FORM), mask=inside)
+        tl.store(cache + cell + head * cache_head_stride + d, narrow(x, FORM), mask=inside)
 
 
 @triton.jit

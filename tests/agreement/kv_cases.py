@@ -75,7 +75,7 @@ def twins(value: Any, device: str = "cpu") -> Any:
 
 def written(call: dict[str, Any]) -> list[Tensor]:
     """Bytes of everything that a call may write."""
-    names = ("buffers", "key_cache", "value_cache", "status")
+    names = ("buffers", "key_cache", "value_cache", "key_caches", "value_caches", "status")
     found = pytree.tree_leaves([call.get(name) for name in names])
     return [bytes_of(leaf) for leaf in found if isinstance(leaf, Tensor)]
 

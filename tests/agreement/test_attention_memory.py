@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import specdec_kernels as sk
+from specdec_kernels import _backend
 
 from .compare import device_of, run, same
 
@@ -27,9 +28,13 @@ def far_pages():
     return view
 
 
+# A copy to another device would need the memory in between.
+ON_THE_CPU = ("cpu", *(["emulated"] if _backend.why_not(OP, "emulated") is None else []))
+
+
+@pytest.mark.parametrize("name", ON_THE_CPU)
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_pages_far_apart(order, far_pages):
-    """The backend is the CPU's: a copy to another device would need the memory in between."""
+def test_pages_far_apart(name, order, far_pages):
     arguments = {
         "query": torch.randn(2, 4, DIM),
         "key_cache": far_pages,
@@ -38,11 +43,35 @@ def test_pages_far_apart(order, far_pages):
         "context_lens": torch.tensor([5]),
         "tree": chain(2),
     }
-    ours = run("cpu", OP, arguments)
-    dense = {name: far_pages.contiguous() for name in ("key_cache", "value_cache")}
-    assert all(map(same, ours, run("cpu", OP, arguments | dense)))
+    ours = run(name, OP, arguments)
+    dense = {cache: far_pages.contiguous() for cache in ("key_cache", "value_cache")}
+    assert all(map(same, ours, run(name, OP, arguments | dense)))
     expected = sk.attention.tree_attention(**arguments | dense, backend="reference")
     torch.testing.assert_close(ours[0], expected[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_context_of_a_million_tokens():
+    """Every value counts: of two query heads one weighs them all alike, and one sees a single key, near the end."""
+    context, page = 10**6, 64
+    draw = torch.Generator().manual_seed(3)
+    rows = -(-(context + 2) // page)
+    table = torch.randperm(rows, generator=draw).view(1, rows)
+    keys, values = (torch.randn((rows, page, 1, 8), generator=draw) for _ in range(2))
+    values[table[0, rows // 2 :]] += 1  # a half that is not read shows
+    query = torch.randn((2, 2, 8), generator=draw)
+    query[:, 0] *= 0.1
+    single = context - 17
+    keys[table[0, single // page], single % page, 0] = 30 * query[1, 1] / query[1, 1].norm()
+    arguments = {"query": query, "key_cache": keys, "value_cache": values, "block_table": table, "tree": chain(2)}
+    out, lse = run("cpu", OP, arguments | {"context_lens": torch.tensor([context])})
+    k, v = (cache[table[0]].flatten(0, 2)[: context + 2].double() for cache in (keys, values))
+    for node in range(2):
+        scores = query[node].double() @ k[: context + 1 + node].T * 8**-0.5
+        expected = scores.softmax(-1) @ v[: context + 1 + node]
+        torch.testing.assert_close(out[node].double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(lse[node].double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-6)
+    where = table[0, single // page]
+    torch.testing.assert_close(out[1, 1], values[where, single % page, 0], rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("context", [10**6, 2**40, 2**62, 2**63 - 1])

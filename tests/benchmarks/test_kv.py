@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import specdec_kernels as sk
-from bench import kv
+from bench import kv, kv_inject
 
 from .conftest import make_setting
 
@@ -31,7 +31,7 @@ def test_a_call_can_be_repeated():
 def test_every_layout_has_its_rows_and_its_goal():
     setting = make_setting(quick=True)
     groups = list(kv.groups(setting, layers=2))
-    assert len(groups) == kv.count(setting) == 1 and kv.count(make_setting()) == 3
+    assert len(groups) == kv.count(setting) == 1 and kv.count(make_setting()) == 4
     [[cpu, eager]] = groups
     assert (cpu.variant, eager.variant, cpu.op) == ("cpu", "eager", "kv_commit")
     assert cpu.goal == ">= 10 x eager" and eager.goal is None and eager.note is not None
@@ -43,7 +43,7 @@ def test_goals_of_a_gpu():
     setting = replace(make_setting(), device="cuda")
     assert list(map(str, kv.goals(setting, kv.REQUESTS))) == ["<= 12 us"]
     assert list(map(str, kv.goals(setting, kv.MANY))) == [">= 0.8 of copy bandwidth"]
-    assert kv.count(setting) == 6
+    assert kv.count(setting) == 8
 
 
 def test_a_wrong_move_is_not_timed(monkeypatch):
@@ -56,3 +56,23 @@ def test_a_wrong_move_is_not_timed(monkeypatch):
     row = next(kv.groups(make_setting(quick=True), layers=2))[0]
     assert row.time_us is None and row.met is False
     assert row.note.startswith("wrong result: buffer 3 must hold the moved rows, ")
+
+
+def test_the_baseline_injects_what_the_oracle_injects():
+    given = kv_inject.injection(3, 2, "cpu")
+    ours, theirs = kv_inject.caches(given), kv_inject.caches(given)
+    kv_inject.layer_by_layer(given, ours)
+    kv_inject._inject(given, "reference", theirs)
+    assert kv_inject._right(ours, theirs, None) is None
+    written = [int((cache != 0).any(-1).any(-1).sum()) for cache in theirs]
+    assert written == [3 * kv_inject.VALID] * 4
+    theirs[3].mul_(2)
+    assert kv_inject._right(ours, theirs, None).startswith("buffer 3 must hold the injected rows, ")
+
+
+def test_rows_of_an_injection():
+    [rows] = kv_inject.groups(make_setting(), "kv", layers=1)
+    assert [row.variant for row in rows] == ["cpu", "eager", "compile"]
+    assert rows[0].goal == ">= 3 x eager" and rows[1].goal is None and rows[2].note is not None
+    assert rows[0].needed_bytes == 2 * 8 * kv_inject.VALID * 2 * (8 * 128 * 2)
+    assert list(kv_inject.groups(make_setting(quick=True), "kv")) == []

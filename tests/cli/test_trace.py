@@ -12,6 +12,7 @@ from python_ref.decoding.trace import FORMAT, VERSION
 from python_ref.ops.tree import from_chains
 from python_ref.training.corpus import SourceFile
 from python_ref.training.tokenizer import train_tokenizer
+from specdec_kernels.cli import engine
 from specdec_kernels.cli import trace as trace_command
 from specdec_kernels.cli.trace import make_page
 from specdec_kernels.cli.trace_file import read_trace
@@ -327,20 +328,23 @@ def test_files_that_cannot_be_read_or_written(specdec, written, tmp_path):
 # Together
 
 
-def test_a_generation(specdec, shipped, tmp_path):
+@pytest.mark.parametrize(("drafter", "nodes"), [("independent", 4), ("eagle3-tree", 64)])
+def test_a_generation(drafter, nodes, specdec, shipped, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_BEAMS", 16)  # an untrained head is right somewhere in trees that are wide enough
+    monkeypatch.setattr(engine, "_NODES", 64)
     path = tmp_path / "trace.json"
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join(json.dumps({"prompt": item["prompt"], "seed": 3}) for item in PROMPTS[:3]))
     options = ("--batch-file", prompts, "--max-batch", 2, "--max-new-tokens", 24, "--temperature", 0.8)
     plain = specdec("generate", *options)
     figures = tmp_path / "figures.json"
-    drafted = ("--drafter", "independent", "--num-draft", 3, "--trace", path, "--json", figures)
+    drafted = ("--drafter", drafter, "--num-draft", 3, "--trace", path, "--json", figures)
     result = specdec("generate", *options, *drafted)
     assert result.exit_code == 0, result.stderr
     outputs = [json.loads(line) for line in result.stdout.splitlines()]
     assert [o["text"] for o in outputs] == [json.loads(line)["text"] for line in plain.stdout.splitlines()]
     trace, statistics = read_trace(path), json.loads(figures.read_text())["statistics"]
-    assert trace["info"]["drafter"] == "independent" and trace["info"]["model"] == "pystdlib-target"
+    assert trace["info"]["drafter"] == drafter and trace["info"]["model"] == "pystdlib-target"
     texts = dict(zip(trace["tokens"]["ids"], trace["tokens"]["texts"], strict=True))
     for request, output, item in zip(trace["requests"], outputs, PROMPTS, strict=False):
         emitted = [token for step in request["steps"] for token in step["emitted"]]
@@ -349,12 +353,15 @@ def test_a_generation(specdec, shipped, tmp_path):
         assert "".join(map(texts.get, request["prompt"])) == item["prompt"]
         length = len(request["prompt"])
         for step in request["steps"]:
-            assert step["context"] == length - 1 and len(step["tokens"]) <= 4
+            assert step["context"] == length - 1 and len(step["tokens"]) <= nodes
+            assert all(step["tokens"][n] == token for n, token in zip(step["path"][1:], step["emitted"], strict=False))
             length += len(step["emitted"])
             assert all(0 < p <= 1 for p in step["emitted_probabilities"])
     steps = [step for request in trace["requests"] for step in request["steps"]]
     taken = [min(len(step["path"]) - 1, len(step["emitted"])) for step in steps]
     assert statistics["accepted"] == [sum(n > depth for n in taken) for depth in range(3)]
+    branched = [step["path"] for step in steps if step["path"] != list(range(len(step["path"])))]
+    assert (len(branched) > 2) == (drafter == "eagle3-tree")
     assert len(trace["seconds"]["target"]) == statistics["steps"] and min(trace["seconds"]["target"]) > 0
     assert specdec("trace", path).exit_code == 0
 

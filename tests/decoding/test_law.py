@@ -9,7 +9,7 @@ from laws.texts import FOUND, SOUND, p_value
 import python_ref.ops as oracle
 import specdec_kernels as sk
 from python_ref.decoding import Decoder, Request
-from python_ref.drafters import Eagle3Drafter, IndependentDrafter, NgramDrafter
+from python_ref.drafters import Eagle3Drafter, IndependentDrafter, NgramDrafter, Proposal
 from python_ref.models.transformer import causal
 from python_ref.ops import law
 
@@ -70,16 +70,39 @@ def p_of(model, drafter, prompt=PROMPT, trials=TRIALS, **settings):
 SETTINGS = {"temperature": 0.8, "top_k": 3}
 
 
-@pytest.mark.parametrize("drafter", ["sampled", "cold", "lookup", "head"])
+class FixedTree:
+    """A root with two children, the first of them with two more: a function of the text's last token."""
+
+    def propose(self, batch, limits, rule):
+        tokens, parents, offsets = [], [], [0]
+        for row, limit in enumerate(limits):
+            if batch.active[row]:
+                root, nodes = batch.texts[row][-1], (1, 3, 5)[min(limit, 2)]
+                tokens += [(root + step) % 4 for step in (0, 1, 2, 3, 1)][:nodes]
+                parents += [-1, 0, 0, 1, 1][:nodes]
+            offsets.append(len(tokens))
+        columns = (torch.tensor(column, dtype=torch.int32) for column in (parents, offsets))
+        tree, _ = sk.tree.from_parents(torch.tensor(tokens), *columns, max_nodes=5, max_depth=2)
+        return Proposal(tree=tree)
+
+    def observe(self, batch, committed):
+        """Nothing to learn."""
+
+
+@pytest.mark.parametrize("drafter", ["sampled", "cold", "lookup", "head", "tree", "tree of the head"])
 def test_the_law_of_the_text_is_the_targets(target, small, drafter):
     made = {
         "sampled": IndependentDrafter(small, sk),
         "cold": IndependentDrafter(small, sk, temperature=0.0),
         "lookup": NgramDrafter(sk, max_n=2),
         "head": Eagle3Drafter(head_of(target, draft_vocab=3, scale=1.0, vocab_size=4), sk),
+        "tree": FixedTree(),
+        "tree of the head": Eagle3Drafter(
+            head_of(target, draft_vocab=3, scale=1.0, vocab_size=4), sk, beams=2, nodes=6
+        ),
     }[drafter]
-    prompt = PROMPT if drafter in ("sampled", "cold") else REPEATING
-    trials = TRIALS // 2 if drafter == "head" else TRIALS  # it reads prompts too
+    prompt = PROMPT if drafter in ("sampled", "cold", "tree") else REPEATING
+    trials = TRIALS // 2 if "head" in drafter else TRIALS  # it reads prompts too
     assert p_of(target, made, prompt, trials, **SETTINGS) > SOUND
 
 

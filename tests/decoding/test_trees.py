@@ -12,8 +12,10 @@ import torch
 import specdec_kernels as sk
 from python_ref.decoding import Decoder, PagedCache, Request
 from python_ref.decoding.prefill import prefill
-from python_ref.drafters import IndependentDrafter, NgramDrafter, Proposal
+from python_ref.drafters import DFlashDrafter, Eagle3Drafter, IndependentDrafter, NgramDrafter, Proposal
 
+from .blocks import drafter_model
+from .heads import head_of
 from .helpers import OPS, VOCAB, Scripted, corrupted, model_of, noise, perfect, plain, prompt_of, requests_of
 
 Script = Callable[[list[int], int], list[int]]
@@ -146,6 +148,10 @@ class Checked:
         self.decoder: Any = None
         self.compared = 0
 
+    def __getattr__(self, name: str) -> Any:
+        """What reads hidden states has more to it: ``features``, ``prime`` and ``absorb``."""
+        return getattr(self.drafter, name)
+
     def propose(self, batch: Any, limits: Sequence[int], rule: str) -> Proposal:
         return self.drafter.propose(batch, limits, rule)  # type: ignore[no-any-return]
 
@@ -161,11 +167,31 @@ class Checked:
             self.compared += committed[row] > 1
 
 
+class Moves:
+    """A trace that counts the steps of requests whose accepted path was not the first one of the tree."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def request(self, serial: int, request: Request) -> None:
+        """Of no interest."""
+
+    def step(self, tree: Any, logits: Any, rows: Any, result: Any, *rest: Any) -> None:
+        for path, count in zip(result.path.tolist(), result.num_tokens.tolist(), strict=True):
+            self.count += path[:count] != list(range(count))
+
+    def finish(self, serial: int, output: Any) -> None:
+        """Of no interest."""
+
+
+TREES = ("tree", "wide tree", "eagle3-tree", "ddtree")
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("kind", ["tree", "wide tree", "chain", "ngram", "independent"])
+@pytest.mark.parametrize("kind", [*TREES, "chain", "ngram", "independent", "eagle3", "dflash"])
 def test_the_cache_after_a_step_is_that_of_a_fresh_prefill(kind, temperature):
     """To the bit, for every drafter: where a tree was accepted off its first path, rows had to move."""
-    model = model_of(0)
+    model = model_of(0, num_hidden_layers=4)
     requests = requests_of(4, temperature)
     if kind == "ngram":
         requests = [Request([3, 4, 5, 6] * 3 + [i], max_new_tokens=16, temperature=temperature) for i in range(3)]
@@ -176,8 +202,13 @@ def test_the_cache_after_a_step_is_that_of_a_fresh_prefill(kind, temperature):
         "chain": lambda: Scripted(corrupted(known, 3)),
         "ngram": lambda: NgramDrafter(sk),
         "independent": lambda: IndependentDrafter(model_of(1), sk),
+        "eagle3": lambda: Eagle3Drafter(head_of(model, 5, scale=0.5), sk),
+        "eagle3-tree": lambda: Eagle3Drafter(head_of(model, 5, scale=0.5), sk, beams=6, nodes=40),
+        "dflash": lambda: DFlashDrafter(drafter_model(model), sk),
+        "ddtree": lambda: DFlashDrafter(drafter_model(model), sk, nodes=40, ranks=VOCAB),
     }[kind]()
-    checked = Checked(drafter)
-    checked.decoder = Decoder(model, ops=sk, drafter=checked, num_draft=4, page_size=2)
+    checked, moves = Checked(drafter), Moves()
+    checked.decoder = Decoder(model, ops=sk, drafter=checked, num_draft=4, page_size=2, trace=moves)
     checked.decoder.generate(requests)
-    assert checked.compared > (kind in ("tree", "wide tree", "chain"))
+    assert checked.compared > (kind in (*TREES, "chain"))
+    assert (moves.count > 1) == (kind in TREES)

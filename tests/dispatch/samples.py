@@ -390,6 +390,55 @@ def _kv_gather(batch: int, full: bool) -> dict[str, Any]:
     return arguments | ({"out": torch.zeros(batch, 3, 4)} if full else {})
 
 
+def _kv_inject(batch: int, full: bool) -> dict[str, Any]:
+    def caches() -> list[Tensor]:
+        return [torch.zeros(6 * batch, 4, 3, 8) for _ in range(2)]
+
+    arguments: dict[str, Any] = _pages(batch) | {
+        "projected": torch.randn(batch, 3, 2, 2, 3, 8),
+        "key_norm": None,
+        "cos_sin": None,
+        "key_caches": caches(),
+        "value_caches": caches(),
+        "num_tokens": torch.arange(batch, dtype=torch.int32) % 3 + 1,
+    }
+    if full:
+        arguments |= {
+            "key_norm": torch.rand(2, 8),
+            "cos_sin": torch.randn(20, 2, 8),
+            "positions": torch.arange(3 * batch).view(batch, 3) % 20,
+            "eps": 1e-5,
+            "interleaved": True,
+            "key_scale": torch.rand(2, 3) + 0.5,
+            "value_scale": torch.rand(2, 3) + 0.5,
+            "table_rows": torch.arange(batch).flip(0),
+            "active": torch.ones(batch, dtype=torch.bool),
+            "status": torch.zeros(batch, dtype=torch.int32),
+        }
+    return arguments
+
+
+def _block(batch: int, full: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "tokens": torch.arange(3 * batch).view(batch, 3),
+        "num_tokens": torch.arange(batch, dtype=torch.int32) % 3 + 1,
+        "context_lens": torch.arange(batch) + 5,
+        "mask_token": 99,
+        "block_size": 4,
+    }
+    if full:
+        wide = torch.zeros((batch, 4), dtype=torch.int64)
+        arguments |= {
+            "block_table": torch.arange(6 * batch).view(batch, 6),
+            "page_size": 4,
+            "table_rows": torch.arange(batch).flip(0),
+            "active": torch.ones(batch, dtype=torch.bool),
+            "status": torch.zeros(batch, dtype=torch.int32),
+            "out": sk.Block(wide[:, 0].clone(), wide, wide.clone(), wide.clone(), wide[:, 0].clone()),
+        }
+    return arguments
+
+
 def _pack(batch: int, full: bool) -> dict[str, Any]:
     weight = torch.randn(35 + batch, 7)
     return {"weight": weight, "dtype": torch.int8, "bias": torch.randn(35 + batch)} if full else {"weight": weight}
@@ -418,11 +467,13 @@ MAKERS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "verify_rejection": _rejection,
     "draft_ngram_lookup": _ngram_lookup,
     "draft_expand": _expand,
+    "draft_block": _block,
     "attention_tree_attention": _tree_attention,
     "attention_merge_states": _merge_states,
     "kv_write": _kv_write,
     "kv_commit": _kv_commit,
     "kv_gather": _kv_gather,
+    "kv_inject": _kv_inject,
     "linear_pack": _pack,
     "linear_skinny": _skinny,
 }

@@ -114,9 +114,11 @@ MAY_IMPORT = {
     "_reference": {"_schema", "types"},
     "_backend": {"_library", "_schema", "_reference"},
     "_tree_exports": FAMILY,
+    "_kv_inject": FAMILY,
     "_planner": {"types"},
 } | {op.family: FAMILY for op in OPS}
 MAY_IMPORT["tree"] = FAMILY | {"_tree_exports", "_planner"}
+MAY_IMPORT["kv"] = FAMILY | {"_kv_inject"}
 
 
 def modules_of(names):
@@ -226,7 +228,17 @@ def test_every_function_says_what_it_raises_and_promises(op):
     assert "Deterministic" in documentation
 
 
-RECORDS = [sk.TokenTree, sk.Sampling, sk.VerifyResult, sk.KvGroup, sk.KvBuffers, sk.Links, sk.Expansion, sk.TreeShape]
+RECORDS = [
+    sk.TokenTree,
+    sk.Sampling,
+    sk.VerifyResult,
+    sk.KvGroup,
+    sk.KvBuffers,
+    sk.Links,
+    sk.Expansion,
+    sk.Block,
+    sk.TreeShape,
+]
 
 
 @pytest.mark.parametrize("record", [*RECORDS, sk.linear.PackedLinear])
@@ -238,6 +250,11 @@ def test_every_function_takes_a_backend_and_its_outputs():
     for op in OPS:
         parameters = inspect.signature(function(op.name)).parameters
         for name in ("backend", "out"):
-            if name == "backend" or op.name not in ("linear_pack", "kv_write", "kv_commit"):  # packed once; in place
+            if name == "backend" or op.name not in (
+                "linear_pack",
+                "kv_write",
+                "kv_commit",
+                "kv_inject",
+            ):  # packed once; in place
                 assert parameters[name].default is None, op.name
                 assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, op.name

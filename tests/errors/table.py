@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from dispatch.samples import sample
 
-from . import attention_table, kv_table, tree_table
+from . import attention_table, inject_table, kv_table, tree_table
 
 INDEX, FLOAT, WEIGHT = "int32 or int64", "float32, bfloat16 or float16", "float32, bfloat16 or int8"
 CACHE = "float32, bfloat16, float16, float8_e4m3fn or float8_e5m2"
@@ -128,6 +128,20 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "out.scores": ("[2, 6]", "float32"),
         "out.beams": ("[2, 4]", "int32"),
     },
+    "draft_block": {
+        "tokens": ("[B, W]", INDEX),
+        "num_tokens": ("[2]", "int32"),
+        "context_lens": ("[2]", INDEX),
+        "block_table": ("[rows, max_pages]", INDEX),
+        "table_rows": ("[2]", INDEX),
+        "active": ("[2]", "bool"),
+        "status": ("[2]", "int32"),
+        "out.roots": ("[2]", "int64"),
+        "out.ids": ("[2, 4]", "int64"),
+        "out.positions": ("[2, 4]", "int64"),
+        "out.slots": ("[2, 4]", "int64"),
+        "out.context_lens": ("[2]", "int64"),
+    },
     "attention_tree_attention": _TREE
     | {
         "query": ("[5, Hq, D]", FLOAT),
@@ -187,6 +201,20 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "path": ("[B, W]", "int32"),
         "num_tokens": ("[2]", "int32"),
         "out": ("[2, 3, 4]", "float32"),
+    },
+    "kv_inject": {
+        "projected": ("[B, W, L, 2, Hkv, D]", FLOAT),
+        "key_norm": ("[2, 8]", FLOAT),
+        "cos_sin": ("[max_positions, 2, 8]", FLOAT),
+        "positions": ("[2, 3]", INDEX),
+        "key_scale": ("[2, 3]", "float32"),
+        "value_scale": ("[2, 3]", "float32"),
+        "block_table": ("[rows, max_pages]", INDEX),
+        "table_rows": ("[2]", INDEX),
+        "context_lens": ("[2]", INDEX),
+        "num_tokens": ("[2]", "int32"),
+        "active": ("[2]", "bool"),
+        "status": ("[2]", "int32"),
     },
     "linear_pack": {"weight": ("[N, K]", FLOAT), "bias": ("[37]", "float32")},
     "linear_skinny": {"x": ("[T, 7]", FLOAT), "packed.data": ("[2, 7, 32]", WEIGHT), "out": ("[2, 37]", "float32")}
@@ -360,6 +388,7 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
     add("linear_skinny", ValueError, text, packed__data=torch.zeros(2, 7, 32))
     attention_table.special(add)
     kv_table.special(add)
+    inject_table.special(add)
     return cases + tree_table.special() + _records() + _written()
 
 

@@ -49,6 +49,19 @@ CASES = {
     "a request out of range": ("sample_draft", lambda call: call["requests"].__setitem__(1, 2), f"{MALFORMED} [1]"),
     "a path that turns back": ("kv_commit", lambda call: call["path"][1].fill_(2), f"{MALFORMED} [1]"),
     "a move to no page": ("kv_commit", lambda call: call["block_table"].fill_(-1), f"{PAGES} [0 1]"),
+    "more rows than there are": ("kv_inject", lambda call: call["num_tokens"].fill_(4), f"{MALFORMED} [0 1]"),
+    "an injected row to no page": ("kv_inject", lambda call: call["block_table"][1].fill_(-1), f"{PAGES} [1]"),
+    "more tokens than there are": ("draft_block", lambda call: call["num_tokens"].fill_(-1), f"{MALFORMED} [0 1]"),
+    "attention in a tree with a wrong end": (
+        "attention_tree_attention",
+        lambda call: call["tree"].ends.__setitem__(1, 9),
+        f"{MALFORMED} [0]",
+    ),
+    "attention to no page": (
+        "attention_tree_attention",
+        lambda call: call["block_table"][1].fill_(-1),
+        f"{PAGES} [1]",
+    ),
     "a row to no page": ("kv_write", lambda call: call["block_table"][0].fill_(12), f"{PAGES} [0]"),
 }
 
@@ -77,7 +90,7 @@ def test_bad_data_does_not_raise_without_it():
 @pytest.mark.parametrize("name", CASES)
 def test_bad_data_sets_the_status_that_the_sentence_names(backend, name):
     op, call = spoiled(name, backend)
-    alone = op.startswith(("sample", "kv"))  # the status is no part of a result
+    alone = op.startswith(("sample", "kv", "draft", "attention"))  # the status is no part of a result
     if alone:
         call["status"] = torch.zeros(2, dtype=torch.int32, device=device_of(backend))
     made = function(op)(**call)

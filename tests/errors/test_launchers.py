@@ -31,6 +31,9 @@ NAMES = {
     "attention_tree_attention": _FIELDS | {"slots": "tree.slots", "out": "out[0]", "lse": "out[1]"},
     "attention_merge_states": {"out": "out[0]", "lse": "out[1]"},
     "draft_expand": {"tokens": "out.tokens", "child_scores": "out.scores", "beams": "out.beams"},
+    "draft_block": {name: f"out.{name}" for name in ("roots", "ids", "positions", "slots")}
+    | {"new_context_lens": "out.context_lens"},
+    "kv_inject": {},
     "kv_write": _FIELDS | {"slots": "tree.slots"},
     "kv_commit": {},
     "kv_gather": {},
@@ -65,6 +68,7 @@ SHAPES = {
         "value_cache": ("[P, S, Hkv, Dv]", "float32, bfloat16, float16, float8_e4m3fn or float8_e5m2"),
     },
     "draft_expand": {"out.beams": ("[B, beams]", "int32")},
+    "draft_block": {"out.roots": ("[2]", _INDEX), "out.ids": ("[2, 4]", _INDEX), "out.context_lens": ("[2]", _INDEX)},
     "kv_write": {name: ("[5, 3, D]", "float32, bfloat16 or float16") for name in ("key", "value")}
     | {"value_cache": ("[P, S, 3, 16]", "float32, bfloat16, float16, float8_e4m3fn or float8_e5m2")},
     "kv_gather": {"values": (), "out": ()},  # of any rank and dtype
@@ -340,7 +344,65 @@ def of_kv():
     return found
 
 
-CASES = cases() + special() + of_kv()
+def of_blocks():
+    """The lists of ``kv_inject``, and what is special of it and of ``draft_block``."""
+    found = []
+
+    def add(op, text, **changes):
+        found.append(case(op, text, **changes))
+
+    unit = "must have unit stride in its last dimension, got stride 2"
+    op = "kv_inject"
+    for name in ("projected", "key_norm", "cos_sin"):
+        add(op, f"{name} {unit}", **{name: spread})
+    start = "projected must have shape [B, W, L, 2, Hkv, D] with at least one layer, got "
+    add(op, start + "[2, 3, 0, 2, 3, 8]", projected=lambda v: v[:, :, :0])
+    add(op, start + "[2, 3, 2, 1, 3, 8]", projected=lambda v: v[:, :, :, :1])
+    for dim in (0, 1025):
+        wide = torch.zeros(2, 3, 2, 2, 3, dim)
+        add(op, f"projected must have between 1 and 1024 elements in its last dimension, got {dim}", projected=wide)
+    odd = {"projected": lambda v: v[..., :7], "key_norm": None, "cos_sin": lambda v: v[..., :7]}
+    add(op, "projected must have an even last dimension to be turned, got 7", **odd)
+    add(op, "cos_sin must be given with positions, got None", cos_sin=None)
+    add(op, "cos_sin must have shape [max_positions, 2, 8], got [20, 1, 8]", cos_sin=lambda v: v[:, :1])
+    add(op, "eps must be at least 0, got -1", eps=-1.0)
+    add(op, "key_scale must have shape [3], got [2]", key_scale=torch.ones(2))
+    add(op, "value_scale must have shape [2, 3], got [2, 2]", value_scale=torch.ones(2, 2))
+    add(op, "status must be contiguous, got stride 2", status=spread)
+    for name in ("key_caches", "value_caches"):
+        for change, text in (
+            (lambda v: v[0], "have 4 dimensions, got shape [4, 3, 8]"),
+            (lambda v: v[:, :, :2], "have shape [P, S, 3, 8], got [12, 4, 2, 8]"),
+            (spread, f"{unit.removeprefix('must ')}"),
+            (lambda v: v[:, :3], "have a page size that is a power of two, got 3"),
+            (lambda v: v[:11], "have the shape, strides and dtype of the first, got shape [11, 4, 3, 8]"),
+            (torch.Tensor.bfloat16, "have the shape, strides and dtype of the first, got shape [12, 4, 3, 8]"),
+        ):
+            add(op, f"{name}[1] must {text}", **{name: lambda v, change=change: [v[0], change(v[1])]})
+        add(op, f"{name} must have 2 elements, one for each layer, got 1", **{name: lambda v: v[:1]})
+    text = "value_caches[0] must have the pages of key_caches[0], got [11, 4, 3, 8]"
+    add(op, text, value_caches=lambda values: [value[:11] for value in values])
+    op = "draft_block"
+    for wrong in (-1, 2**31):
+        add(op, f"mask_token must be between 0 and 2147483647, got {wrong}", mask_token=wrong)
+    for wrong in (0, 3):
+        add(op, f"page_size must be a power of two, got {wrong}", page_size=wrong)
+    add(op, "out.slots must be given with block_table, got None", slots=None)
+    add(op, "out.slots must be None without block_table, got a tensor", block_table=None)
+    none = {"block_table": None, "slots": None}
+    add(op, "block_table must be given with table_rows, got None", **none)
+    add(op, "block_table must be given with page_size, got None", **none, table_rows=None)
+    add(op, "block_size must be at least 1, got 0", ids=lambda v: v[:, :0])
+    for name in ("ids", "roots"):
+        add(op, f"out.{name} must have the dtype of tokens, got another dtype", **{name: torch.Tensor.int})
+    text = "out.context_lens must have the dtype of context_lens, got another dtype"
+    add(op, text, new_context_lens=torch.Tensor.int)
+    for name, path in (("roots", "roots"), ("new_context_lens", "context_lens")):
+        add(op, f"out.{path} must be contiguous, got stride 2", **{name: spread})
+    return found
+
+
+CASES = cases() + special() + of_kv() + of_blocks()
 
 
 @pytest.mark.parametrize("case", CASES, ids=[identity(case[2]) for case in CASES])

@@ -23,9 +23,9 @@ def request(tree, b):
 
 
 def check_shape(parents, depths, ends):
-    """Depths and ends follow from the parents."""
+    """Every parent comes before its child; depths and ends follow from the parents, and the order is depth first."""
+    assert all(parent == -1 if node == 0 else 0 <= parent < node for node, parent in enumerate(parents))
     lines = relation(parents)
-    assert parents == sorted(parents, key=lambda _: 0)
     assert depths == [len(line) - 1 for line in lines]
     assert ends == [max((i for i, line in enumerate(lines) if node in line)) + 1 for node in range(len(parents))]
     assert pre_order(parents) == list(range(len(parents)))

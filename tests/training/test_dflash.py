@@ -14,6 +14,8 @@ from python_ref.models.rotary import rotate
 from python_ref.models.transformer import causal
 from python_ref.training import dflash
 from python_ref.training.data import Encoded
+from python_ref.training.evaluate import block_acceptance
+from python_ref.training.generate import continuations
 from python_ref.training.recipes import DFlashRecipe, Recipe
 from python_ref.training.train import initialize, train
 
@@ -157,6 +159,23 @@ def test_which_drafts_are_the_text(target):
         drafts = drafter.logits(block_at(drafter, features, text, root)).argmax(-1)[1:]
         wanted.append(drafts == text[root + 1 : root + 5])
     assert torch.equal(flags, torch.stack(wanted))
+
+
+def test_acceptance_is_counted_along_the_text_of_the_target(target):
+    """As a walk through the text, block by block; and of a target that is sure of everything, all is accepted."""
+    drafter = drafter_of(target)
+    prompts = torch.randint(90, (2, 6), generator=torch.Generator().manual_seed(8))
+    tokens, shares = block_acceptance(target, drafter, prompts, temperature=0.0, new=40)
+    walked = []
+    for text in continuations(target, prompts, 40, 0.0):
+        flags, place = dflash.agreement(drafter, target, text, 5).tolist(), 0
+        while place < len(flags):
+            accepted = ([*flags[place], False]).index(False)
+            if place + accepted + 1 <= len(flags):
+                walked.append(accepted)
+            place += accepted + 1
+    assert tokens == pytest.approx(1 + sum(walked) / len(walked))
+    assert shares == pytest.approx([sum(a > i for a in walked) / len(walked) for i in range(4)])
 
 
 def data_of(target):

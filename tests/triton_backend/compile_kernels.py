@@ -28,6 +28,7 @@ from specdec_kernels.triton import (
     arrivals,
     best_first,
     draft,
+    inject,
     kv,
     law,
     sample,
@@ -42,8 +43,9 @@ ARCHITECTURES = (80, 90, 100)
 
 _POINTERS = {
     "*bf16": "logits draft_logits",
+    "fp32": "eps",
     "*fp32": "temperature top_p min_p draft_temperature draft_top_p draft_min_p tops sums draft_tops draft_sums "
-    "logprobs lse scores log_probs child_scores key_scale value_scale",
+    "logprobs lse scores log_probs child_scores key_scale value_scale angles",
     "*fp64": "masses draft_masses heads",
     "*i32": "top_k draft_top_k cu_nodes parents depths ends nans owners draft_nans status num_tokens path allowed "
     "draft_allowed counts names tree_slots candidates space live indptr paths num_paths beams cu_queries "
@@ -52,9 +54,9 @@ _POINTERS = {
     "tokens drafts history lengths chains id_of column_of draft_to_target target_to_draft context_lens max_tokens "
     "scratch cuts draft_cuts given_tokens given_parents sources root_tokens pool_tokens pool_parents budgets token_ids "
     "keys first_child next_sibling retrieve_index table table_rows query_nodes data out_data data0 data1 data2 data3 "
-    "data4 data5 data6 data7",
-    "*i16": "new_key new_value",
-    "*u8": "active mask key_cache value_cache",
+    "data4 data5 data6 data7 ids roots flat_slots new_context_lens",
+    "*i16": "new_key new_value projected norm key0 key1 key2 key3 key4 key5 key6 key7",
+    "*u8": "active mask key_cache value_cache value0 value1 value2 value3 value4 value5 value6 value7",
 }
 _TYPES = {name: kind for kind, names in _POINTERS.items() for name in names.split()}
 
@@ -94,6 +96,13 @@ CASES: list[tuple[str, Any, list[str], dict[str, Any]]] = [
     ("write", store.write_kernel, [],
      {"PAGE": 16, "KEY_IS_BFLOAT16": True, "VALUE_IS_BFLOAT16": True, "KEY_FORM": 3, "VALUE_FORM": 4, "KEY_TILE": 1024,
       "VALUE_TILE": 1024}),
+    ("inject", inject.inject_kernel, [],
+     {"PAGE": 16, "DIM": 128, "WIDTH": 128, "LEVELS": 7, "HEADS": 8, "INTERLEAVED": False, "IS_BFLOAT16": True,
+      "NORM_IS_BFLOAT16": True, "ANGLES_ARE_BFLOAT16": False, "KEY_FORM": 2, "VALUE_FORM": 3}),
+    ("inject, an odd head", inject.inject_kernel, ["positions", "key_scale", "value_scale"],
+     {"PAGE": 1, "DIM": 80, "WIDTH": 128, "LEVELS": 7, "HEADS": 16, "INTERLEAVED": True, "IS_BFLOAT16": True,
+      "NORM_IS_BFLOAT16": True, "ANGLES_ARE_BFLOAT16": False, "KEY_FORM": 2, "VALUE_FORM": 4}),
+    ("next block", draft.block_kernel, [], {"PAGE": 16, "TILE": 16}),
     ("ngram_lookup", draft.ngram_lookup_kernel, [], {"TILE": 1024, "NUM": 8}),
     ("scan of rows", law.scan_kernel, [*_MASKED, *_MAPS, "rows", "cu_nodes", "parents", "ends"],
      {"OF_CHILDREN": False, "TILE": 4096, "SEARCH": 64}),
@@ -118,6 +127,7 @@ ONCE = (
     "draft, mapped and coupled",
     "commit of several runs",
     "gather",
+    "inject, an odd head",
 )
 
 

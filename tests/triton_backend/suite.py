@@ -6,7 +6,7 @@ are interpreted. On a GPU it runs as it is: ``pytest tests/triton_backend/suite.
 
 import pytest
 import torch
-from agreement import calls, compare, kv_cases, sample_cases, tree_cases, verify_cases
+from agreement import calls, compare, inject_cases, kv_cases, sample_cases, tree_cases, verify_cases
 from agreement.cases import Draw
 
 import python_ref.ops as oracle
@@ -209,3 +209,31 @@ def test_gather():
         }
         ours = compare.run(BACKEND, "kv_gather", arguments)
         assert torch.equal(kv_cases.bytes_of(ours), kv_cases.bytes_of(oracle.kv.gather(**arguments))), layout
+
+
+@pytest.mark.parametrize("spoil", [False, True], ids=["usual", "spoilt"])
+def test_inject(spoil):
+    wrote = 0
+    for seed in range(24):
+        dims = inject_cases.DIMS if seed % 6 else inject_cases.LARGE_DIMS
+        arguments = inject_cases.inject(100 + seed, spoil=spoil, dims=dims)
+        wrote += kv_cases.check("kv.inject", arguments, BACKEND, f"seed {seed}")
+    assert wrote > 2
+
+
+def test_more_layers_than_a_launch_takes():
+    for bound in (77, -1):
+        arguments = inject_cases.usual(batch=1, layers=10)
+        arguments["status"] = torch.tensor([77], dtype=torch.int32)
+        arguments["block_table"] = arguments["block_table"].clamp(max=bound)
+        assert kv_cases.check("kv.inject", arguments, BACKEND, "many layers") == (bound > 0)
+
+
+@pytest.mark.parametrize("spoil", [False, True], ids=["usual", "spoilt"])
+def test_block(spoil):
+    for seed in range(40):
+        call = inject_cases.block(seed, spoil=spoil)
+        ours, theirs = kv_cases.twins(call, compare.device_of(BACKEND)), kv_cases.twins(call)
+        made, expected = sk.draft.block(**ours, backend=BACKEND), oracle.draft.block(**theirs)
+        for a, b in zip((*made, ours["status"]), (*expected, theirs["status"]), strict=True):
+            assert a is b is None or torch.equal(a.cpu(), b), f"seed {seed}"

@@ -7,3 +7,4 @@
 
 SPECDEC_DECLARE_KERNEL(void, ngram_lookup, (const NgramParams&))
 SPECDEC_DECLARE_KERNEL(void, expand, (const ExpandParams&))
+SPECDEC_DECLARE_KERNEL(void, draft_block, (const DraftBlockParams&))

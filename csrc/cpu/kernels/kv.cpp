@@ -5,9 +5,8 @@
 
 #include <cstring>
 
-#include "../../common/float8.h"
 #include "../../common/status.h"
-#include "convert.h"
+#include "cache_store.h"
 #include "parallel.h"
 
 SPECDEC_ISA_BEGIN
@@ -20,29 +19,6 @@ void raise(int32_t* status, int64_t b, int32_t bits) {
 // ---- kv.write ----
 
 constexpr int kChunk = 128;  // elements that are converted at a time
-
-void store_narrow(const float* from, int count, CacheType type, void* to, int64_t offset) {
-  uint8_t* bytes = static_cast<uint8_t*>(to) + offset;
-  switch (type) {
-    case CacheType::float8_e4m3:
-      for (int i = 0; i < count; ++i) bytes[i] = to_float8<false>(from[i]);
-      return;
-    case CacheType::float8_e5m2:
-      for (int i = 0; i < count; ++i) bytes[i] = to_float8<true>(from[i]);
-      return;
-    case CacheType::bfloat16:
-      return store_floats(from, count, FloatType::bfloat16, to, offset);
-    case CacheType::float16:
-      return store_floats(from, count, FloatType::float16, to, offset);
-    default:
-      return store_floats(from, count, FloatType::float32, to, offset);
-  }
-}
-
-bool same_type(FloatType a, CacheType b) {
-  return (a == FloatType::float32 && b == CacheType::float32) ||
-         (a == FloatType::bfloat16 && b == CacheType::bfloat16) || (a == FloatType::float16 && b == CacheType::float16);
-}
 
 // All heads of a row.
 void write_row(const KvSide& side, int64_t heads, int64_t row, int64_t page, int64_t slot) {

@@ -9,98 +9,22 @@
 // rows. One launch.
 #pragma once
 
-#include "../../common/float8.h"
 #include "../../common/kv_params.h"
 #include "../../common/status.h"
 #include "../tree_check.cuh"
+#include "elements.cuh"
 
 namespace specdec::cuda {
 
 inline constexpr int kWriteThreads = 128;
 inline constexpr int kWriteWarps = kWriteThreads / 32;
 inline constexpr int kMostWriteBlocks = 64;  // of a request
-inline constexpr int kEight = 8;
 
 struct WriteLaunch {
   KvWriteParams write;
   int32_t blocks = 1;                // of each request
   bool aligned[2] = {false, false};  // whether eight elements can be read and written together
 };
-
-// ---- elements ----
-
-__device__ inline float load_element(const KvSide& side, int64_t at) {
-  switch (side.type) {
-    case FloatType::bfloat16:
-      return __bfloat162float(load_once(static_cast<const __nv_bfloat16*>(side.from) + at));
-    case FloatType::float16:
-      return __half2float(load_once(static_cast<const __half*>(side.from) + at));
-    default:
-      return load_once(static_cast<const float*>(side.from) + at);
-  }
-}
-
-__device__ inline void load_eight(const KvSide& side, int64_t at, float (&x)[kEight]) {
-  if (side.type == FloatType::float32) {
-    const uint4* from = reinterpret_cast<const uint4*>(static_cast<const float*>(side.from) + at);
-    const uint4 low = load_once(from), high = load_once(from + 1);
-    memcpy(x, &low, sizeof(low));
-    memcpy(x + 4, &high, sizeof(high));
-    return;
-  }
-  const uint4 bits = load_once(reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(side.from) + at));
-  uint16_t halves[kEight];
-  memcpy(halves, &bits, sizeof(bits));
-#pragma unroll
-  for (int i = 0; i < kEight; ++i) {
-    x[i] = side.type == FloatType::bfloat16 ? __bfloat162float(__ushort_as_bfloat16(halves[i]))
-                                            : __half2float(__ushort_as_half(halves[i]));
-  }
-}
-
-__device__ __forceinline__ uint16_t narrow_half(CacheType type, float x) {
-  return type == CacheType::bfloat16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x))
-                                     : __half_as_ushort(__float2half_rn(x));
-}
-
-__device__ __forceinline__ uint8_t narrow_byte(CacheType type, float x) {
-  return type == CacheType::float8_e4m3 ? to_float8<false>(x) : to_float8<true>(x);
-}
-
-__device__ inline void store_element(const PagedView& to, int64_t at, float x) {
-  switch (bytes_of(to.type)) {
-    case 4:
-      return store(static_cast<float*>(to.data) + at, x);
-    case 2:
-      return store(static_cast<uint16_t*>(to.data) + at, narrow_half(to.type, x));
-    default:
-      return store(static_cast<uint8_t*>(to.data) + at, narrow_byte(to.type, x));
-  }
-}
-
-__device__ inline void store_eight(const PagedView& to, int64_t at, const float (&x)[kEight]) {
-  if (to.type == CacheType::float32) {
-    uint4 bits[2];
-    memcpy(bits, x, sizeof(bits));
-    uint4* place = reinterpret_cast<uint4*>(static_cast<float*>(to.data) + at);
-    store(place, bits[0]);
-    store(place + 1, bits[1]);
-  } else if (bytes_of(to.type) == 2) {
-    uint16_t halves[kEight];
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) halves[i] = narrow_half(to.type, x[i]);
-    uint4 bits;
-    memcpy(&bits, halves, sizeof(bits));
-    store(reinterpret_cast<uint4*>(static_cast<uint16_t*>(to.data) + at), bits);
-  } else {
-    uint8_t bytes[kEight];
-#pragma unroll
-    for (int i = 0; i < kEight; ++i) bytes[i] = narrow_byte(to.type, x[i]);
-    uint2 bits;
-    memcpy(&bits, bytes, sizeof(bits));
-    store(reinterpret_cast<uint2*>(static_cast<uint8_t*>(to.data) + at), bits);
-  }
-}
 
 // ---- rows ----
 
@@ -117,12 +41,12 @@ __device__ inline void write_row(const KvSide& side, int64_t heads, bool aligned
     const float scale = scaled ? side.scale[head] : 1.0f;
     if (aligned) {
       float x[kEight];
-      load_eight(side, source, x);
+      load_eight(side.type, side.from, source, x);
 #pragma unroll
       for (int j = 0; j < kEight; ++j) x[j] = scaled ? x[j] / scale : x[j];
       store_eight(side.to, target, x);
     } else {
-      const float x = load_element(side, source);
+      const float x = load_element(side.type, side.from, source);
       store_element(side.to, target, scaled ? x / scale : x);
     }
   }
