@@ -60,8 +60,9 @@ def complains(result, command, *parts):
         (
             ("--drafter", "oracle"),
             (
-                "--drafter must be one of none, ngram, independent, eagle3, eagle3-tree, or independent:<model> or "
-                "eagle3:<model> or eagle3-tree:<model>, got 'oracle'",
+                "--drafter must be one of none, ngram, independent, eagle3, eagle3-tree, dflash, ddtree, or "
+                "independent:<model> or eagle3:<model> or eagle3-tree:<model> or dflash:<model> or ddtree:<model>, "
+                "got 'oracle'",
             ),
         ),
         (("--drafter", "ngram:x"), ("--drafter must be one of none, ngram, ", "got 'ngram:x'")),
@@ -283,7 +284,9 @@ def test_drafters_of_another_vocabulary(specdec, shipped, model):
 def test_without_the_shipped_models(specdec, monkeypatch, tmp_path):
     monkeypatch.setattr(engine, "ASSETS", tmp_path)
     complains(specdec("generate", *PROMPT), "generate", "a shipped model (none), got 'pystdlib-target'")
-    needed = f"{tmp_path} must hold the models pystdlib-target and pystdlib-draft and pystdlib-eagle3 and prompts.json, got no "
+    needed = (
+        f"{tmp_path} must hold the models pystdlib-target, pystdlib-draft and pystdlib-eagle3 and prompts.json, got no "
+    )
     complains(specdec("demo"), "demo", f"{needed}prompts.json (python -m python_ref.training all makes them)")
     (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
     complains(specdec("demo"), "demo", f"{needed}pystdlib-target")
