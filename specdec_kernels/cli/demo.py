@@ -18,7 +18,7 @@ from python_ref.decoding import Decoder
 
 from . import engine
 from .comparison import PLAIN, Method, Row, compare, decoders, request
-from .engine import DRAFT, HEAD, TARGET, Loaded
+from .engine import BLOCKS, DRAFT, HEAD, TARGET, Loaded
 from .errors import UserError, check_text, user_errors
 from .output import JsonOption, check_json, printable, progress, write_json
 from .text import TextStream
@@ -29,12 +29,16 @@ METHODS = (
     Method("independent", 0.0),
     Method("eagle3", 0.0),
     Method("eagle3-tree", 0.0),
+    Method("dflash", 0.0, num_draft=7),
+    Method("ddtree", 0.0, num_draft=7),
     Method(PLAIN, 0.8),
     Method("ngram", 0.8),
     Method("independent", 0.8),
     Method("independent", 0.8, rule="rejection"),
     Method("eagle3", 0.8),
     Method("eagle3-tree", 0.8),
+    Method("dflash", 0.8, num_draft=7),
+    Method("ddtree", 0.8, num_draft=7),
 )
 
 _PROMPTS = "prompts.json"
@@ -53,6 +57,8 @@ _OPS = (
     "kv_write",
     "kv_commit",
     "kv_gather",
+    "kv_inject",
+    "tree_best_first",
     "linear_skinny",
 )
 _SHOWN_LINES = 8
@@ -101,7 +107,8 @@ def demo(
     assets: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help=f"Folder with {TARGET}, {DRAFT}, {HEAD} and {_PROMPTS}; none: what is shipped."
+            metavar="DIR",
+            help=f"Folder with {TARGET}, {DRAFT}, {HEAD}, {BLOCKS} and {_PROMPTS}; none: what is shipped.",
         ),
     ] = None,
     json_file: JsonOption = None,
@@ -123,6 +130,8 @@ def demo(
         }
         for kind in ("eagle3", "eagle3-tree"):
             drafters[kind] = engine.make_drafter(f"{kind}:{_find(folder, HEAD)}", target, dtype)
+        for kind in ("dflash", "ddtree"):
+            drafters[kind] = engine.make_drafter(f"{kind}:{_find(folder, BLOCKS)}", target, dtype)
         prompts = [target.encode(source.text) for source in sources]
         console = Console(highlight=False)
         _introduce(console, target, drafters["independent"].model, dtype, where)
@@ -144,7 +153,7 @@ def demo(
 def _find(folder: Path, name: str) -> Path:
     if not (folder / name).exists():
         raise UserError(
-            f"{folder} must hold the models {TARGET}, {DRAFT} and {HEAD} and {_PROMPTS}, got no {name} "
+            f"{folder} must hold the models {TARGET}, {DRAFT}, {HEAD} and {BLOCKS} and {_PROMPTS}, got no {name} "
             "(python -m python_ref.training all makes them)"
         )
     return folder / name
@@ -170,7 +179,8 @@ def _introduce(console: Console, target: Loaded, draft: Any, dtype: str, device:
     weights = sum(parameter.numel() for parameter in draft.parameters())
     console.print(
         f"{TARGET} ({_millions(target.parameters)} weights) continues Python source that it has not been trained on; "
-        f"{DRAFT} ({_millions(weights)} weights) drafts for it, and so do {HEAD}, a head on its hidden states, and its own text.",
+        f"{DRAFT} ({_millions(weights)} weights) drafts for it, and so do {HEAD} and {BLOCKS}, which read its hidden "
+        "states, and its own text.",
         soft_wrap=True,
     )
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""

@@ -8,16 +8,20 @@ import typer.testing
 
 from python_ref.models import ModelConfig, Transformer
 from python_ref.models.checkpoint import save_model
+from python_ref.models.dflash_checkpoint import save_dflash
 from python_ref.models.eagle3_checkpoint import save_eagle3
-from python_ref.training import eagle3
+from python_ref.training import dflash, eagle3
 from python_ref.training.corpus import SourceFile
-from python_ref.training.recipes import Eagle3Recipe, Recipe
+from python_ref.training.recipes import DFlashRecipe, Eagle3Recipe, Recipe
 from python_ref.training.tokenizer import train_tokenizer
 from python_ref.training.train import initialize
 from specdec_kernels.cli import engine
 from specdec_kernels.cli.main import app
 
 TINY = Recipe("tiny", 32, 2, 2, 1, 64, tokens=0, head_dim=16, vocab_size=300)
+TINY_BLOCKS = DFlashRecipe(
+    "tiny", 32, 1, 2, 1, 48, tokens=0, head_dim=16, vocab_size=300, block_size=8, target_layers=2, mask_token_id=299
+)
 TINY_HEAD = Eagle3Recipe("tiny", 32, 1, 2, 1, 48, tokens=0, head_dim=16, vocab_size=300, draft_vocab_size=200)
 SOURCE = """class Stack:
     def push(self, item):
@@ -57,6 +61,7 @@ def assets(tmp_path_factory):
     save_tiny(model, folder / engine.TARGET, tokenizer)
     head = eagle3.build(TINY_HEAD, model, torch.tensor(tokenizer.encode(SOURCE).ids))
     save_eagle3(head, TINY_HEAD.config(), folder / engine.HEAD, torch.float32)
+    save_dflash(dflash.build(TINY_BLOCKS, model), TINY_BLOCKS.config(), folder / engine.BLOCKS, torch.float32)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter += 0.05 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)

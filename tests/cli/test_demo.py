@@ -37,12 +37,16 @@ METHODS = [
     ("independent", 0.0, "match", True),
     ("eagle3", 0.0, "match", True),
     ("eagle3-tree", 0.0, "match", True),
+    ("dflash", 0.0, "match", True),
+    ("ddtree", 0.0, "match", True),
     ("none", 0.8, "match", True),
     ("ngram", 0.8, "match", True),
     ("independent", 0.8, "match", True),
     ("independent", 0.8, "rejection", None),
     ("eagle3", 0.8, "match", True),
     ("eagle3-tree", 0.8, "match", True),
+    ("dflash", 0.8, "match", True),
+    ("ddtree", 0.8, "match", True),
 ]
 
 
@@ -85,7 +89,7 @@ def test_text_is_that_of_the_model(quick, assets):
     """The first prompt is continued before the reader's eyes, by every method."""
     result, _ = quick
     target = engine.load(assets / engine.TARGET, "float32", torch.device("cpu"))
-    for which, temperature, times in ((0, 0.0, 5), (1, 0.8, 5)):
+    for which, temperature, times in ((0, 0.0, 7), (1, 0.8, 7)):
         prompt = PROMPTS[which]["prompt"]
         request = Request(target.encode(prompt), 32, temperature, seed=which, stop_tokens=())
         text = target.decode(Decoder(target.model, ops=sk).generate([request])[0].tokens)

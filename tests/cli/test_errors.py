@@ -284,9 +284,8 @@ def test_drafters_of_another_vocabulary(specdec, shipped, model):
 def test_without_the_shipped_models(specdec, monkeypatch, tmp_path):
     monkeypatch.setattr(engine, "ASSETS", tmp_path)
     complains(specdec("generate", *PROMPT), "generate", "a shipped model (none), got 'pystdlib-target'")
-    needed = (
-        f"{tmp_path} must hold the models pystdlib-target, pystdlib-draft and pystdlib-eagle3 and prompts.json, got no "
-    )
+    models = "pystdlib-target, pystdlib-draft, pystdlib-eagle3 and pystdlib-dflash"
+    needed = f"{tmp_path} must hold the models {models} and prompts.json, got no "
     complains(specdec("demo"), "demo", f"{needed}prompts.json (python -m python_ref.training all makes them)")
     (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
     complains(specdec("demo"), "demo", f"{needed}pystdlib-target")

@@ -48,7 +48,8 @@ def test_text_and_figures(go, shipped):
 
 
 @pytest.mark.parametrize(
-    "drafter", ["ngram", "independent", f"independent:{engine.DRAFT}", "eagle3", f"eagle3-tree:{engine.HEAD}"]
+    "drafter",
+    ["ngram", "independent", f"independent:{engine.DRAFT}", "eagle3", f"eagle3-tree:{engine.HEAD}", "dflash", "ddtree"],
 )
 @pytest.mark.parametrize("settings", [(), SAMPLED])
 def test_drafters_do_not_change_the_text(go, drafter, settings):
