@@ -7,11 +7,12 @@ import random
 import hypothesis
 import pytest
 import torch
-from hypothesis import strategies
 
 import specdec_kernels as sk
 
 from .attention_cases import CACHES, DTYPES, call, check, random_tree, visible
+from .attention_plans import planned, plans
+from .cases import examples
 from .compare import device_of, move, run, same
 
 OP = "attention_tree_attention"
@@ -68,12 +69,14 @@ def test_values_that_are_a_part_of_the_keys(backend):
         check(arguments, attend(backend, arguments))
 
 
-@hypothesis.given(seed=strategies.integers(0, 2**32), small=strategies.booleans())
-@hypothesis.example(seed=7, small=False)
-@hypothesis.example(seed=8, small=True)
-def test_any_call(seed, small):
-    arguments = call(seed, small)
-    check(arguments, sk.attention.tree_attention(**arguments, backend="cpu"))
+def test_any_call(backend):
+    @examples(10 if backend in SLOW else 150)
+    @hypothesis.given(plan=plans(small=backend in SLOW))
+    def check_one(plan):
+        arguments = planned(plan)
+        check(arguments, attend(backend, arguments))
+
+    check_one()
 
 
 # ---- layouts and edges -------------------------------------------------------------------------------------------------
