@@ -142,8 +142,8 @@ class Row:
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
-def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as dictionaries with all columns, floats rounded to five significant digits."""
+def as_dicts(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows, of :class:`Row` or another dataclass, as dictionaries with all columns; floats have five significant digits."""
 
     def short(value: Any) -> Any:
         return float(f"{value:.5g}") if isinstance(value, float) else value
@@ -157,11 +157,12 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
     path.write_text(json.dumps(as_dicts(rows), indent=1) + "\n", encoding="utf-8")
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write rows as CSV with a header; the folder is made if it does not exist. None is an empty cell."""
+def write_csv(rows: Sequence[Any], path: Path) -> None:
+    """Write rows of one class as CSV with a header; the folder is made if it does not exist. None is an empty cell."""
+    columns = COLUMNS if not rows else tuple(field.name for field in fields(rows[0]))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(as_dicts(rows))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -59,7 +60,7 @@ def bench(
 
     Ends with exit code 1 if an op gave a wrong result, whatever its speed.
     """
-    _check_package()
+    check_package()
     from bench import gpu, machine, report, suite
     from bench.rows import as_dicts
 
@@ -84,7 +85,7 @@ def bench(
     rows: list[Row] = []
     for name in families:
         file = None if out is None else out / machine.file_name(name, setting.machine, device)
-        keep = None if file is None else partial(_write, "--out", path=file)
+        keep = None if file is None else partial(write_rows, "--out", path=file)
         with progress(f"measuring {name}", suite.count(name, setting)) as told:
             found = suite.run(name, setting, told, keep)
         for part in report.tables(name, found, backends, device):
@@ -94,12 +95,17 @@ def bench(
     for line in report.conclusions(rows, backends, device):
         console.print(Text(line))
     if csv_file is not None:
-        _write("--csv", rows, csv_file)
+        write_rows("--csv", rows, csv_file)
     write_json(json_file, as_dicts(rows))
     return 1 if suite.wrong(rows, setting) else 0
 
 
-def _check_package() -> None:
+def check_package() -> None:
+    """Refuse to run another package of the name of the suite.
+
+    Raises:
+        UserError: if that is what Python would import.
+    """
     try:
         spec = importlib.util.find_spec("bench")  # finds, and runs nothing
     except ValueError:  # a module of that name that does not say where it comes from
@@ -117,7 +123,12 @@ def _check_folder(path: Path | None) -> None:
         raise UserError(f"--out must name a folder, got the file {path}")
 
 
-def _write(option: str, rows: list[Row], path: Path) -> None:
+def write_rows(option: str, rows: Sequence[Any], path: Path) -> None:
+    """Write the rows of a benchmark as CSV to the file of an option.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     from bench.rows import write_csv
 
     try:

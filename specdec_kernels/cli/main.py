@@ -15,7 +15,7 @@ from .errors import UsageError, UserError, sentence, unwritable
 
 
 class _Commands(typer.core.TyperGroup):
-    """Commands whose errors are one line on standard error."""
+    """Commands whose errors are one line on standard error, and whose names may have two words, such as ``bench serve``."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run; with ``standalone_mode`` leave the process with the exit code."""
@@ -49,6 +49,15 @@ class _Commands(typer.core.TyperGroup):
             text = sentence(Exception(error.format_message())).rstrip(".")  # type: ignore[attr-defined]
             _fail(path, f"{text[:1].lower()}{text[1:]} (see {path} --help)")
         sys.exit(result if isinstance(result, int) else 0)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of the first words, and the words behind it.
+
+        ``bench`` takes a word of its own, a family: a command of two words goes before that.
+        """
+        name = " ".join(args[:2])
+        command = self.commands.get(name) if len(args) > 1 else None
+        return super().resolve_command(ctx, args) if command is None else (name, command, args[2:])
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, and let its errors know its name."""

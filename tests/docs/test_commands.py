@@ -38,9 +38,10 @@ def words_of(line):
 
 
 def check_specdec(words):
-    command = COMMANDS[words[0]]
+    size = 2 if " ".join(words[:2]) in COMMANDS else 1
+    command = COMMANDS[" ".join(words[:size])]
     options = {name: option for option in command.params for name in option.opts}
-    rest = iter(words[1:])
+    rest = iter(words[size:])
     for word in rest:
         if word in ("--help", "-h"):
             continue
