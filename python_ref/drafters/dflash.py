@@ -56,17 +56,21 @@ class BlockAttention:
         self._ops, self._cache, self._causal, self._windows = ops, cache, causal, windows
         table = cache.table(rows.context_lens.shape[0]) if rows.table_rows is None else cache.block_table
         self._where = (table, rows.context_lens, rows.tree)
-        self._table_rows = rows.table_rows
+        self._options = {
+            "query_nodes": rows.query_nodes,  # where blocks of others were left out
+            "cu_queries": rows.cu_queries,
+            "table_rows": rows.table_rows,
+        }
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """``[T, Hq, D]`` of a layer."""
         keys, values = self._cache.keys(layer), self._cache.values(layer)
-        self._ops.kv.write(key, value, keys, values, *self._where, table_rows=self._table_rows)
+        self._ops.kv.write(key, value, keys, values, *self._where, **self._options)
         out: Tensor = self._ops.attention.tree_attention(
             *(query, keys, values, *self._where),
             window=self._windows[layer],
             visibility="tree" if self._causal[layer] else "block",
-            table_rows=self._table_rows,
+            **self._options,
         )[0]
         return out
 

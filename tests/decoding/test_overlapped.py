@@ -26,6 +26,9 @@ NAMES = (
     "eagle3 of the best",
     "eagle3 tree",
     "eagle3 wide tree",
+    "dflash",
+    "dflash of the best",
+    "ddtree",
 )
 
 

@@ -31,7 +31,9 @@ def free(decoder):
 # ---- arrivals -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["none", "ngram", "independent", "eagle3", "eagle3 tree"])
+@pytest.mark.parametrize(
+    "name", ["none", "ngram", "independent", "eagle3", "eagle3 tree", "dflash", "dflash of the best", "coupled ddtree"]
+)
 def test_requests_may_come_at_any_step(name, target):
     requests = requests_of(7, 0.8, new=7)
     expected = plain(target, requests)
