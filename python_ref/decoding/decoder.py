@@ -18,6 +18,7 @@ from .batch import Batch, Step
 from .cache import PagedCache
 from .prefill import prefill
 from .request import Output, Request
+from .scheduler import Handle
 from .statistics import Statistics, Stopwatch
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ LOGPROBS = (None, "processed", "raw")
 
 
 class Decoder:
-    """Generates text with a model, and with a drafter if there is one.
+    """Generates text with a model, and with a drafter if there is one; serves requests as they come.
+
+    ``generate`` takes a list of requests. To serve, ``submit`` requests at any time, also within callbacks, and call
+    ``step`` as long as it says that there is work.
 
     The token at absolute position ``p`` of a request is drawn with the counters of position ``p`` and the request's
     seed, by ``ops.sample.sample`` or ``ops.verify.match`` alike: with a row-invariant linear layer
@@ -37,9 +41,9 @@ class Decoder:
     pages and the chunks.
 
     Attributes:
-        statistics: of the run in progress, or of the last one.
+        statistics: since they were last reset; :meth:`generate` does that if nothing else is being served.
         batch: the requests being decoded; drafters see it.
-        cache: keys and values of the target; every page is free between runs.
+        cache: keys and values of the target; every page is free when there is nothing to do.
     """
 
     def __init__(
@@ -97,23 +101,73 @@ class Decoder:
         self.cache = PagedCache(model.config, max_batch, page_size=page_size, dtype=weight.dtype, device=weight.device)
         self.statistics = Statistics()
         self.batch = Batch(0, ops, self.device)
-        self._outputs: list[Output] = []
-        self._owners: list[int] = []
+        self._waiting: deque[Handle] = deque()
+        self._owners: dict[int, Handle] = {}  # by row
+        self._inside = False
+        self._clock, self._total = Stopwatch(self.device), Stopwatch(self.device)
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         """Continue every request; the outputs come in the order of the requests.
 
-        More requests than ``max_batch`` wait, and take the rows of those that finish. If a callback or the drafter
-        raises, the exception passes, and all pages are free again.
+        More requests than ``max_batch`` wait, and take the rows of those that finish; those that were submitted before are
+        served as well. If a callback or the drafter raises, the exception passes, and all pages are free again.
 
         Raises:
             ValueError: if a prompt holds a token that is not of the vocabulary or leaves no position for a new one,
                 or if the rule is ``greedy`` and a temperature is not 0.
         """
+        self._refuse_within("generate")
         for request in requests:
             self.check(request)
-        with torch.inference_mode():
-            return self._run(requests)
+        if self.idle:
+            self.reset_statistics()
+            self.batch = Batch(min(self.max_batch, len(requests)), self.ops, self.device)
+        handles = [self._enqueue(request) for request in requests]
+        while self.step():
+            pass
+        return [handle.output for handle in handles]
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do, and every page is free."""
+        return not (self._waiting or self.batch.live)
+
+    def submit(self, request: Request) -> Handle:
+        """A request waits for its turn; nothing is computed before the next :meth:`step`.
+
+        Raises:
+            ValueError: as :meth:`generate`.
+        """
+        self.check(request)
+        if self.idle and not self._inside and self.batch.size != self.max_batch:
+            self.batch = Batch(self.max_batch, self.ops, self.device)
+        return self._enqueue(request)
+
+    def step(self) -> bool:
+        """Read the prompts of requests for which there are rows, then one step of all; whether there is more to do.
+
+        If a callback or the drafter raises, all requests end with the reason ``"error"``, and the exception passes.
+
+        Raises:
+            RuntimeError: if it is called by a callback.
+        """
+        self._refuse_within("step")
+        if self.idle:
+            return False
+        for clock in (self._total, self._clock):
+            clock.lap()  # what was between two steps is no part of them
+        self._inside = True
+        try:
+            with torch.inference_mode():
+                self._advance()
+        finally:
+            self._inside = False
+        self.statistics.total_seconds += self._total.lap()
+        return not self.idle
+
+    def reset_statistics(self) -> None:
+        """Count from here on. Times are those of the steps; what is between them is no part of them."""
+        self.statistics = Statistics()
 
     def remaining(self, row: int) -> int:
         """Tokens that the request of a row may still get; 0 for an idle row."""
@@ -140,32 +194,34 @@ class Decoder:
         if self._asked == "greedy" and request.temperature != 0:
             raise ValueError(f"generate: temperature must be 0 under the rule 'greedy', got {request.temperature}")
 
-    def _run(self, requests: Sequence[Request]) -> list[Output]:
-        self.statistics = statistics = Statistics()
-        self.batch = batch = Batch(min(self.max_batch, len(requests)), self.ops, self.device)
-        self._outputs = [Output(logprobs=None if self.logprobs is None else []) for _ in requests]
-        self._owners = [-1] * batch.size
-        waiting = deque(enumerate(requests))
-        total, clock = Stopwatch(self.device), Stopwatch(self.device)
-        try:
-            while waiting or batch.live:
-                if waiting and None in batch.requests:
-                    self._admit(waiting)
-                    statistics.prefill_seconds += clock.lap()
-                self._step(clock)
-        finally:
-            for row in batch.live:
-                self._release(row)
-            if self.drafter is not None:
-                self.drafter.observe(batch, [0] * batch.size)
-        statistics.total_seconds = total.lap()
-        return self._outputs
+    def _refuse_within(self, name: str) -> None:
+        if self._inside:
+            raise RuntimeError(f"Decoder.{name}: must be called outside of callbacks, got a call within one")
 
-    def _admit(self, waiting: deque[tuple[int, Request]]) -> None:
+    def _advance(self) -> None:
+        try:
+            if self._waiting and None in self.batch.requests:
+                self._admit()
+                self.statistics.prefill_seconds += self._clock.lap()
+            self._step(self._clock)
+        except BaseException:
+            self._end_all()
+            raise
+        finally:
+            if self.idle and self.drafter is not None:
+                self.drafter.observe(self.batch, [0] * self.batch.size)
+
+    def _enqueue(self, request: Request) -> Handle:
+        handle = Handle(request, Output(logprobs=None if self.logprobs is None else []))
+        self._waiting.append(handle)
+        return handle
+
+    def _admit(self) -> None:
         """Give idle rows to waiting requests, and prefill these."""
         for row in range(self.batch.size):
-            if self.batch.requests[row] is None and waiting:
-                self._owners[row], request = waiting.popleft()
+            if self.batch.requests[row] is None and self._waiting:
+                handle = self._owners[row] = self._waiting.popleft()
+                request = handle.request
                 self.batch.join(row, request)
                 if self.trace is not None:
                     self.trace.request(self.batch.serials[row], request)
@@ -173,6 +229,15 @@ class Decoder:
                 self.statistics.prompt_tokens += len(request.prompt)
         if self.drafter is not None:
             self.drafter.observe(self.batch, [0] * self.batch.size)
+
+    def _end_all(self) -> None:
+        """End all requests, and free their pages."""
+        live = self.batch.live
+        for handle in [*(self._owners[row] for row in live), *self._waiting]:
+            handle.output.finish_reason = handle.output.finish_reason or "error"
+        self._waiting.clear()
+        for row in live:
+            self._release(row)
 
     def _prefill(self, row: int, tokens: Sequence[int]) -> None:
         """Bring a prompt into the cache, and its features to the drafter that asked for them."""
@@ -202,7 +267,7 @@ class Decoder:
 
     def _commit(self, row: int, step: Step) -> int:
         """Append the new tokens of a request up to its end, and retire it there; how many were appended."""
-        request, output = self.batch.requests[row], self._outputs[self._owners[row]]
+        request, output = self.batch.requests[row], self._owners[row].output
         assert request is not None
         stops = request.stop_tokens
         stops = self.model.config.stop_tokens if stops is None else stops

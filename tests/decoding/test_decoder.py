@@ -161,6 +161,89 @@ def test_callbacks_get_every_token_once_and_in_order(model):
         assert max(map(len, parts)) == 4
 
 
+# ---- serving -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drafter", ["none", "ngram", "independent"])
+def test_requests_may_come_at_any_step(model, drafter):
+    requests = requests_of(7, 0.8, new=7)
+    expected = plain(model, requests)
+    made = {"none": None, "ngram": NgramDrafter(sk), "independent": IndependentDrafter(model_of(1), sk)}[drafter]
+    decoder = decoder_of(model, made, max_batch=3, num_draft=3, prefill_chunk=4)
+    for gap in (0, 1, 2, 5):
+        handles = []
+        for request in requests:
+            handles.append(decoder.submit(request))
+            assert not handles[-1].done and not decoder.idle
+            for _ in range(gap):
+                decoder.step()
+        while decoder.step():
+            pass
+        assert [handle.output.tokens for handle in handles] == expected, gap
+        assert all(handle.done for handle in handles) and decoder.idle and is_free(decoder)
+    assert decoder.batch.size == 3 and not decoder.step()
+    assert decoder.generate(requests[:1])[0].tokens == expected[0] and decoder.batch.size == 1
+
+
+def test_callbacks_may_submit_and_not_step(model):
+    """Also the one that is told of the last token of all."""
+    requests = requests_of(3, 0.8, new=4)
+    expected = plain(model, requests)
+    handles, refused = [], []
+
+    def submits(tokens):
+        if len(handles) < 3:
+            handles.append(decoder.submit(requests[len(handles)]))
+            for call in (decoder.step, lambda: decoder.generate(requests)):
+                with pytest.raises(RuntimeError, match="must be called outside of callbacks") as raised:
+                    call()
+                refused.append(str(raised.value))
+
+    decoder = decoder_of(model, NgramDrafter(sk), max_batch=2)
+    outputs = decoder.generate([Request(prompt_of(1, 3), max_new_tokens=1, on_tokens=submits)])
+    assert len(outputs) == len(handles) == 1 and handles[0].output.tokens == expected[0]
+    decoder.submit(Request(prompt_of(1, 3), max_new_tokens=12, on_tokens=submits))
+    while decoder.step():
+        pass
+    assert [handle.output.tokens for handle in handles] == expected and is_free(decoder)
+    assert set(refused) == {
+        f"Decoder.{name}: must be called outside of callbacks, got a call within one" for name in ("step", "generate")
+    }
+
+
+def test_statistics_add_up_until_they_are_reset(model):
+    decoder = decoder_of(model, max_batch=2)
+    spent = []
+    for runs in (1, 2):
+        for request in requests_of(3, 0.8, new=4):
+            decoder.submit(request)
+        while decoder.step():
+            pass
+        spent.append(decoder.statistics.total_seconds)
+        assert not decoder.step() and decoder.statistics.total_seconds == spent[-1]
+        assert decoder.statistics.requests == 3 * runs
+    assert 0 < spent[0] < spent[1] and decoder.statistics.target_seconds < spent[1]
+    decoder.reset_statistics()
+    assert decoder.statistics.requests == decoder.statistics.total_seconds == 0
+
+
+def test_requests_that_were_submitted_are_served_by_generate_too(model):
+    requests = requests_of(4, 0.8, new=5)
+    decoder = decoder_of(model, max_batch=2)
+    handle = decoder.submit(requests[3])
+    decoder.step()
+    outputs = decoder.generate(requests[:3])
+    assert [output.tokens for output in [*outputs, handle.output]] == plain(model, requests)
+    assert decoder.statistics.requests == 4
+
+
+def test_what_cannot_be_served_is_not_taken(model):
+    decoder = decoder_of(model)
+    with pytest.raises(ValueError, match="prompt must hold tokens from 0 to 28, got 29"):
+        decoder.submit(Request([29]))
+    assert decoder.idle and decoder.batch.size == 0
+
+
 # ---- statistics ----------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +376,20 @@ def test_an_exception_passes_and_frees_all_pages(model, drafter):
     if drafter == "independent":
         assert sorted(made.cache.free_pages) == list(range(made.cache.num_pages))
     assert [output.tokens for output in decoder.generate(requests)] == expected
+
+
+def test_an_exception_ends_all_requests(model):
+    decoder = decoder_of(model, max_batch=2)
+    requests = [Request(prompt_of(i, 3), max_new_tokens=4) for i in range(4)]
+    requests[1] = Request(prompt_of(1, 3), max_new_tokens=4, on_tokens=failing(2))
+    short = decoder.submit(Request(prompt_of(5, 3), max_new_tokens=1))
+    handles = [decoder.submit(request) for request in requests]
+    with pytest.raises(KeyboardInterrupt, match="enough"):
+        while decoder.step():
+            pass
+    assert short.output.finish_reason == "length"
+    assert [handle.output.finish_reason for handle in handles] == ["error"] * 4
+    assert decoder.idle and is_free(decoder)
 
 
 def test_a_drafter_that_fails_frees_all_pages(model):
