@@ -41,18 +41,23 @@ class Variant:
 Stopwatch = Callable[[Variant], float]
 
 
+def quantile(samples: Sequence[float], share: float) -> float:
+    """Quantile of at least one sample, interpolated between the nearest ones."""
+    ordered = sorted(samples)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
 class Timing(NamedTuple):
     """Samples of one variant: nanoseconds per call, in the order in which they were taken."""
 
     samples: tuple[float, ...]
 
     def quantile(self, share: float) -> float:
-        """Quantile in microseconds, interpolated between the nearest samples."""
-        ordered = sorted(self.samples)
-        place = share * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return (ordered[low] + (place - low) * (ordered[high] - ordered[low])) / 1e3
+        """Quantile in microseconds."""
+        return quantile(self.samples, share) / 1e3
 
     @property
     def p50(self) -> float:

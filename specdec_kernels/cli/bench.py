@@ -58,7 +58,7 @@ def bench(
 ) -> int:
     """Measure the kernels: in turns with their baselines, after each result was found right.
 
-    Ends with exit code 1 if an op gave a wrong result, whatever its speed.
+    Ends with exit code 1 if an op gave a wrong result, whatever its speed. Serving is measured by specdec bench serve.
     """
     check_package()
     from bench import gpu, machine, report, suite

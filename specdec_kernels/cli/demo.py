@@ -77,7 +77,7 @@ class _Size(NamedTuple):
 _FULL, _QUICK = _Size(20, 128, 64), _Size(4, 48, 32)
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """A prompt and where it stands in the standard library."""
 
     place: str
@@ -120,7 +120,7 @@ def demo(
     where = engine.find_device(device)
     folder = engine.ASSETS if assets is None else assets
     size = _QUICK if quick else _FULL
-    sources = _read_prompts(folder)[: size.prompts]
+    sources = read_prompts(folder)[: size.prompts]
     with engine.find_backend(backend):
         target = engine.load(_find(folder, TARGET), dtype, where)
         drafters = {
@@ -159,13 +159,13 @@ def _find(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _read_prompts(folder: Path) -> list[_Source]:
+def read_prompts(folder: Path) -> list[Source]:
     """The held-out prompts, in the order in which their hashes chose them."""
     path = _find(folder, _PROMPTS)
     with user_errors():
         text = path.read_text(encoding="utf-8")
     try:
-        sources = [_Source(f"{item['file']}, line {item['line']}", str(item["prompt"])) for item in json.loads(text)]
+        sources = [Source(f"{item['file']}, line {item['line']}", str(item["prompt"])) for item in json.loads(text)]
     except (ValueError, TypeError, KeyError, RecursionError):
         sources = []
     if not sources or not all(source.text for source in sources):
@@ -206,7 +206,7 @@ def _show(
     console: Console,
     target: Loaded,
     engines: Sequence[Decoder],
-    sources: Sequence[_Source],
+    sources: Sequence[Source],
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
 ) -> None:
@@ -232,7 +232,7 @@ def _show(
         console.out(printable(text.finish()), highlight=False)
 
 
-def _print_prompt(console: Console, source: _Source) -> None:
+def _print_prompt(console: Console, source: Source) -> None:
     lines = source.text.splitlines()
     console.print()
     console.rule(f"prompt: {source.place}", align="left", characters="=")

@@ -112,7 +112,7 @@ def generate(
         for item, request in zip(prompts, requests, strict=True):
             with _place(item):
                 decoder.check(request)
-        served = engine.serving(_used(drafter, rule, where.type, trace is not None), where.type)
+        served = engine.serving(used_ops(drafter, rule, where.type, trace is not None), where.type)
         with user_errors():
             run = _stream if batch_file is None else _run_batch
             outputs = run(decoder, target, requests)
@@ -176,7 +176,7 @@ def _place(item: Prompt) -> Iterator[None]:
         raise UserError(f"{item.place}: {error}") from error
 
 
-def _used(drafter: str, rule: str, device: str, traced: bool) -> list[str]:
+def used_ops(drafter: str, rule: str, device: str, traced: bool) -> list[str]:
     """The ops of a run; a run that is traced verifies even where nothing is drafted."""
     kind = drafter.partition(":")[0]
     drafts = {

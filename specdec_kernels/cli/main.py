@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from .. import __version__
-from . import bench, demo, generate, info, trace
+from . import bench, bench_serve, demo, generate, info, trace
 from .errors import UsageError, UserError, sentence, unwritable
 
 
@@ -99,6 +99,7 @@ app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("trace")(trace.trace)
 app.command("bench")(bench.bench)
+app.command("bench serve")(bench_serve.bench_serve)
 
 
 def _show_version(wanted: bool) -> None:

@@ -23,6 +23,7 @@ PROMISED = {
         "--backend --device --dtype --batch-file --stats --json"
     ).split(),
     "bench": ["--json"],
+    "bench serve": "--drafter --max-batch --rate --requests --max-new-tokens --quick --json --csv --plot".split(),
 }
 
 
@@ -81,7 +82,7 @@ def test_instruction_set_by_features(monkeypatch):
 
 @pytest.mark.parametrize("command", PROMISED)
 def test_help_tells_of_every_option(specdec, command):
-    result = specdec(command, "--help")
+    result = specdec(*command.split(), "--help")
     assert result.exit_code == 0 and result.stderr == ""
     options = {name for parameter in COMMANDS[command].params for name in parameter.opts}
     assert set(PROMISED[command]) <= options
