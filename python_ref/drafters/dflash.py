@@ -134,6 +134,16 @@ class DFlashDrafter:
         self._angles = model.prepare().squeeze(2)
         self._shares = RankShares(model.block_size - 1, self.ranks)
 
+    @property
+    def is_tree(self) -> bool:
+        """Whether it drafts trees."""
+        return self.nodes > 1
+
+    @property
+    def most_drafts(self) -> int:
+        """Drafts in a row that a block has."""
+        return self.model.block_size - 1
+
     def propose(self, batch: Batch, limits: Sequence[int], rule: str) -> Proposal:
         """Draft up to ``limits`` tokens in a row, all requests together."""
         cache = self._follow(batch)
@@ -141,12 +151,11 @@ class DFlashDrafter:
         live = [row for row, count in enumerate(counts) if count]
         if not live:
             return Proposal(torch.full((batch.size, 0), -1, device=batch.device), counts)
-        logits = self._block(cache, batch, live)
         depth = max(counts)
-        logits = logits[:, :depth]
+        logits = self._block(cache, batch, live, depth)
         # Under other rules than `match` a draft that is drawn needs a law that the drafts before it are known to.
         coupled = self.coupled and rule == "match" and any(batch.requests[row].temperature for row in live)  # type: ignore[union-attr]
-        if self.nodes > 1:
+        if self.is_tree:
             return Proposal(tree=self._tree(batch, live, counts, logits, coupled))
         tokens = torch.full((batch.size, depth), -1, dtype=torch.int64, device=batch.device)
         best = self._drawn(batch, live, logits, 1)[..., 0] if coupled else logits.argmax(-1)
@@ -229,10 +238,10 @@ class DFlashDrafter:
         state, root = self._rows[row], len(batch.texts[row]) - 1
         if state.serial < 0 or state.known != root or root + self.model.block_size > self.model.max_positions:
             return 0
-        return min(limit, self.model.block_size - 1)
+        return min(limit, self.most_drafts)
 
-    def _block(self, cache: PagedCache, batch: Batch, live: list[int]) -> Tensor:
-        """``[len(live), block size - 1, V]``, logits of the positions behind the roots."""
+    def _block(self, cache: PagedCache, batch: Batch, live: list[int], depth: int) -> Tensor:
+        """``[len(live), depth, V]``, logits of the positions behind the roots."""
         model, size, device = self.model, self.model.block_size, batch.device
         contexts = [len(batch.texts[row]) - 1 for row in live]
         for row, context in zip(live, contexts, strict=True):
@@ -243,8 +252,8 @@ class DFlashDrafter:
         positions = rows.context_lens.unsqueeze(1) + torch.arange(size, device=device)
         attend = BlockAttention(self.ops, cache, rows, model.config.causal, model.config.windows)
         hidden = model(ids.flatten(), positions.flatten(), attend).view(len(live), size, -1)
-        logits: Tensor = model.logits(hidden[:, 1:].flatten(0, 1))
-        return logits.view(len(live), size - 1, -1)
+        logits: Tensor = model.logits(hidden[:, 1 : 1 + depth].flatten(0, 1))
+        return logits.view(len(live), depth, -1)
 
     def _drawn(self, batch: Batch, live: list[int], logits: Tensor, num: int) -> Tensor:
         """``[len(live), D, num]``, tokens by the target's own noise of each position, the likeliest first."""

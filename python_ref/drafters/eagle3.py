@@ -108,13 +108,18 @@ class Eagle3Drafter:
         self._rows: list[_Row] = []
         self._to_target, self._to_draft = head.target_ids(), head.draft_ids()
 
+    @property
+    def is_tree(self) -> bool:
+        """Whether it drafts trees."""
+        return self.beams > 1
+
     def propose(self, batch: Batch, limits: Sequence[int], rule: str) -> Proposal:
         """Draft up to ``limits`` tokens in a row, all requests together."""
         cache = self._follow(batch)
         counts = [self._count(batch, row, limit) for row, limit in enumerate(limits)]
         live = [row for row, count in enumerate(counts) if count]
         hidden = self._catch_up(cache, batch, live) if live else None
-        if self.beams > 1:
+        if self.is_tree:
             return Proposal(tree=self._tree(cache, batch, live, counts, hidden))
         return self._chain(cache, batch, live, counts, hidden, rule)
 
@@ -173,7 +178,7 @@ class Eagle3Drafter:
         state, last = self._rows[row], len(batch.texts[row]) - 2  # the entry that is fed with the root
         if state.serial < 0 or state.waiting == 0 or state.known + state.waiting != last + 1:
             return 0
-        if self.beams > 1:
+        if self.is_tree:
             limit = min(limit, most_levels(self.beams))
         return min(limit, self.head.max_positions - last)
 

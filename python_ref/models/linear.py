@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -27,22 +28,25 @@ class Product:
 
     Until :meth:`pack` it multiplies layer by layer with torch. After it the weights lie in the
     layout of ``ops.linear``, whose result for a row does not depend on the other rows of the call.
+
+    Attributes:
+        layers: the linear layers.
     """
 
     def __init__(self, *layers: Linear) -> None:
-        self._layers = layers
+        self.layers = layers
         self._linear: Any = None
         self._packed: Any = None
 
     def pack(self, linear: Any, dtype: torch.dtype) -> None:
         """Pack the weights with ``linear = ops.linear``: float32, bfloat16 or int8."""
-        weight = torch.cat([layer.weight.detach() for layer in self._layers])
+        weight = torch.cat([layer.weight.detach() for layer in self.layers])
         bias = None
-        if any(layer.bias is not None for layer in self._layers):
+        if any(layer.bias is not None for layer in self.layers):
             bias = torch.cat(
                 [
                     layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
-                    for layer in self._layers
+                    for layer in self.layers
                 ]
             ).float()
         self._packed = linear.pack(weight, dtype, bias=bias)
@@ -53,7 +57,7 @@ class Product:
         if self._packed is not None:
             joined: Tensor = self._linear.skinny(x, self._packed)
             return joined
-        parts = [layer(x) for layer in self._layers]
+        parts = [layer(x) for layer in self.layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
@@ -97,10 +101,19 @@ class HeadNorms:
 
 
 def pack_products(model: nn.Module, linear: Any, dtype: torch.dtype) -> None:
-    """Compute all products of a model by ``linear = ops.linear`` from here on, with weights packed in ``dtype``."""
-    for module in model.modules():
-        for part in vars(module).values():
-            if isinstance(part, Product):
-                part.pack(linear, dtype)
-            elif isinstance(part, HeadNorms):
-                part.pack()
+    """Compute all products of a model by ``linear = ops.linear`` from here on, with weights packed in ``dtype``.
+
+    What has been packed is given back as it goes: memory holds the weights once, and of no use but this are they then.
+    """
+    parts = [part for module in model.modules() for part in vars(module).values()]
+    products = [part for part in parts if isinstance(part, Product)]
+    uses = Counter(layer for product in products for layer in product.layers)
+    for part in parts:
+        if isinstance(part, HeadNorms):
+            part.pack()
+    for product in products:
+        product.pack(linear, dtype)
+        for layer in product.layers:
+            uses[layer] -= 1
+            if uses[layer] == 0:
+                layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from python_ref.decoding import Decoder, Output, Request, Statistics
+from python_ref.decoding import Candidate, Decoder, Output, Request, Statistics
+from python_ref.decoding.calibration import apply, nodes_of
 
 #: Name of plain decoding in the place of a drafter.
 PLAIN = "none"
@@ -20,13 +21,15 @@ class Method:
         drafter: name of the drafter, :data:`PLAIN` for none.
         temperature: of the target and of sampled drafts.
         rule: how drafts are verified.
-        num_draft: most drafts per step.
+        num_draft: most drafts in a row.
+        nodes: nodes of a tree, its root included; 0: as many as the drafter has.
     """
 
     drafter: str
     temperature: float
     rule: str = "match"
     num_draft: int = 4
+    nodes: int = 0
 
     @property
     def promises_text(self) -> bool:
@@ -56,6 +59,8 @@ class Row:
             drafts copied from it live on.
         prompts: texts that were continued.
         new_tokens: tokens of all continuations.
+        num_draft: most drafts in a row; 0 of plain decoding.
+        nodes: nodes of a tree, its root included; 0: a chain.
     """
 
     drafter: str
@@ -70,6 +75,8 @@ class Row:
     distinct_4gram_share: float
     prompts: int
     new_tokens: int
+    num_draft: int
+    nodes: int
 
 
 @dataclass
@@ -123,6 +130,8 @@ class Tally:
             distinct_4gram_share=distinct_share(self.texts),
             prompts=len(self.texts),
             new_tokens=self.new_tokens,
+            num_draft=0 if self.method.drafter == PLAIN else self.method.num_draft,
+            nodes=self.method.nodes,
         )
 
 
@@ -151,6 +160,11 @@ def decoders(
         )
         for method in methods
     ]
+
+
+def with_nodes(method: Method, decoder: Decoder) -> Method:
+    """The method with the nodes that the trees of its drafter have."""
+    return replace(method, nodes=nodes_of(decoder.drafter))
 
 
 def compare(
@@ -188,6 +202,7 @@ def compare(
         group = prompts[start : start + size]
         for i in range(len(methods)):
             place = (turn + i) % len(methods)
+            apply(engines[place], Candidate(methods[place].num_draft, methods[place].nodes))
             requests = [
                 request(prompt, new_tokens, methods[place].temperature, start + j, count)
                 for j, prompt in enumerate(group)
@@ -199,7 +214,7 @@ def compare(
 
 
 def request(
-    prompt: Sequence[int], new_tokens: int, temperature: float, seed: int, on_tokens: Callable[[list[int]], None]
+    prompt: Sequence[int], new_tokens: int, temperature: float, seed: int, on_tokens: Callable[[list[int]], None] | None
 ) -> Request:
     """One text of the comparison. It runs to its full length, so that every method has the same work."""
     return Request(prompt, new_tokens, temperature, seed=seed, stop_tokens=(), on_tokens=on_tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,13 +15,15 @@ from rich.table import Table
 
 import specdec_kernels as ops
 from python_ref.decoding import Decoder
+from python_ref.decoding.calibration import NEW_TOKENS
 
-from . import engine
-from .comparison import PLAIN, Method, Row, compare, decoders, request
+from . import engine, values
+from .comparison import PLAIN, Method, Row, compare, decoders, request, with_nodes
 from .engine import BLOCKS, DRAFT, HEAD, TARGET, Loaded
 from .errors import UserError, check_text, user_errors
 from .output import JsonOption, check_json, printable, progress, write_json
 from .text import TextStream
+from .values import AUTO
 
 METHODS = (
     Method(PLAIN, 0.0),
@@ -111,6 +113,14 @@ def demo(
             help=f"Folder with {TARGET}, {DRAFT}, {HEAD}, {BLOCKS} and {_PROMPTS}; none: what is shipped.",
         ),
     ] = None,
+    num_draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Most drafts in a row of all drafters; auto: as many, and trees as wide, as are the fastest here, found out on "
+            "prompts that are not measured. None: 7 of the block drafters, 4 of the others.",
+        ),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Continue held-out source code with the shipped model and every drafter, and say what each gains and costs."""
@@ -120,7 +130,10 @@ def demo(
     where = engine.find_device(device)
     folder = engine.ASSETS if assets is None else assets
     size = _QUICK if quick else _FULL
-    sources = read_prompts(folder)[: size.prompts]
+    drafts = None if num_draft in (None, AUTO) else values.num_draft(str(num_draft))
+    methods = [method if drafts is None else replace(method, num_draft=drafts) for method in METHODS]
+    every = read_prompts(folder)
+    sources = every[: size.prompts]
     with engine.find_backend(backend):
         target = engine.load(_find(folder, TARGET), dtype, where)
         drafters = {
@@ -136,12 +149,16 @@ def demo(
         console = Console(highlight=False)
         _introduce(console, target, drafters["independent"].model, dtype, where)
         with user_errors():
-            engines = decoders(target.model, ops, METHODS, drafters, min(max_batch, len(prompts)))
+            engines = decoders(target.model, ops, methods, drafters, min(max_batch, len(prompts)))
+            methods = [with_nodes(method, decoder) for method, decoder in zip(methods, engines, strict=True)]
             # What is shown warms everything up, and is not measured: writing takes time, too.
             _show(console, target, engines, sources, prompts, size.shown_tokens)
-            total = len(METHODS) * len(prompts) * size.new_tokens
+            if num_draft == AUTO:
+                others = [target.encode(source.text) for source in every[size.prompts :] or sources]
+                methods = [_fastest(method, decoder, others) for method, decoder in zip(methods, engines, strict=True)]
+            total = len(methods) * len(prompts) * size.new_tokens
             with progress("measuring, in tokens", total) as report:
-                rows = compare(METHODS, engines, prompts, size.new_tokens, report)
+                rows = compare(methods, engines, prompts, size.new_tokens, report)
     console.print()
     console.print(_table(rows))
     console.print()
@@ -232,6 +249,15 @@ def _show(
         console.out(printable(text.finish()), highlight=False)
 
 
+def _fastest(method: Method, decoder: Decoder, prompts: Sequence[Sequence[int]]) -> Method:
+    """The method with the number of drafts, and the nodes of trees, that decode other prompts the fastest."""
+    if decoder.drafter is None:
+        return method
+    requests = [request(prompt, NEW_TOKENS, method.temperature, i, None) for i, prompt in enumerate(prompts)]
+    best = engine.calibrated(decoder, requests)[0].candidate
+    return replace(method, num_draft=best.num_draft, nodes=best.nodes)
+
+
 def _print_prompt(console: Console, source: Source) -> None:
     lines = source.text.splitlines()
     console.print()
@@ -242,10 +268,10 @@ def _print_prompt(console: Console, source: Source) -> None:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("drafter", no_wrap=True)
     table.add_column("rule", no_wrap=True)
-    for name in ("tokens/s", "speed-\nup", "tokens\nper step", "break-\neven", "distinct\n4-grams"):
+    for name in ("drafts", "tokens/s", "speed-\nup", "tokens\nper step", "break-\neven", "distinct\n4-grams"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("same\ntext", no_wrap=True)
     before: float | None = None
@@ -259,6 +285,7 @@ def _table(rows: Sequence[Row]) -> Table:
         table.add_row(
             row.drafter,
             "" if row.drafter == PLAIN else row.rule,
+            _drafts(row),
             f"{row.tokens_per_second:.1f}",
             f"{row.speedup:.2f}",
             f"{row.mean_tokens_per_step:.2f}",
@@ -267,6 +294,13 @@ def _table(rows: Sequence[Row]) -> Table:
             same,
         )
     return table
+
+
+def _drafts(row: Row) -> str:
+    """Drafts in a row, and behind a stroke the nodes of a tree."""
+    if row.drafter == PLAIN:
+        return ""
+    return f"{row.num_draft}/{row.nodes}" if row.nodes else str(row.num_draft)
 
 
 def meaning(rows: Sequence[Row]) -> str:

@@ -13,6 +13,7 @@ import torch
 
 import python_ref
 import specdec_kernels as ops
+from python_ref.decoding import Decoder, Point, Request, calibration
 from python_ref.drafters import DFlashDrafter, Eagle3Drafter, IndependentDrafter, NgramDrafter
 from python_ref.models import load_config, load_eagle3, load_model, load_tokenizer
 from python_ref.models.dflash_checkpoint import is_dflash, load_dflash
@@ -20,7 +21,7 @@ from python_ref.models.eagle3_checkpoint import is_eagle3
 
 from .. import _backend
 from .errors import UserError, user_errors
-from .output import working
+from .output import progress, working
 
 ASSETS = Path(python_ref.__file__).parent / "assets"
 TARGET, DRAFT, HEAD, BLOCKS = "pystdlib-target", "pystdlib-draft", "pystdlib-eagle3", "pystdlib-dflash"
@@ -177,6 +178,23 @@ def load(directory: Path, dtype: str, device: torch.device) -> Loaded:
         if device.type == "cpu":
             model.use_linear(_LIBRARY.linear, weights)
     return Loaded(directory.name, directory, model, tokenizer, parameters)
+
+
+def calibrated(decoder: Decoder, requests: Sequence[Request]) -> list[Point]:
+    """Give a decoder the number of drafts, and its trees the nodes, that decode the first tokens of requests the fastest.
+
+    Returns:
+        What was measured, the chosen one first.
+
+    Raises:
+        UserError: if the models and their caches do not fit the memory.
+    """
+    trace, decoder.trace = decoder.trace, None
+    total = calibration.generations(decoder.drafter)
+    with user_errors(), progress("choosing the number of drafts, in texts", total) as report:
+        points = calibration.calibrate(decoder, requests, report=report)
+    decoder.trace = trace
+    return points
 
 
 def make_drafter(spec: str, target: Loaded, dtype: str) -> Any:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 
 import specdec_kernels as ops
-from python_ref.decoding import Decoder, Output, Request, Statistics
+from python_ref.decoding import Candidate, Decoder, Output, Point, Request, Statistics
 from python_ref.decoding.trace import Recorder
 
-from . import engine
+from . import engine, values
 from .batch import Prompt, read_batch
 from .engine import Loaded
 from .errors import UserError, check_text, user_errors, utf8
@@ -61,8 +61,13 @@ def generate(
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     num_draft: Annotated[
-        int, typer.Option(metavar="N", help="Most drafts in a row; how wide a tree is, its drafter knows.")
-    ] = 4,
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Most drafts in a row; how wide a tree is, its drafter knows. auto: as many, and trees as wide, as are the "
+            "fastest here: measured on the first tokens of the prompts, before anything is written.",
+        ),
+    ] = "4",
     rule: Annotated[
         str,
         typer.Option(
@@ -93,6 +98,9 @@ def generate(
     engine.check_choice("--dtype", dtype, engine.DTYPES)
     engine.check_max_batch(max_batch)
     where = engine.find_device(device)
+    drafts = values.num_draft(num_draft)
+    if drafts is None and drafter == "none":
+        raise UserError("--num-draft auto must have a drafter, got --drafter none")
     with user_errors():
         settings = Request([0], max_new_tokens, temperature, top_k, top_p, min_p, seed)
     prompts = _read_prompts(prompt, prompt_file, batch_file)
@@ -105,7 +113,7 @@ def generate(
                 ops=ops,
                 drafter=engine.make_drafter(drafter, target, dtype),
                 rule=rule,
-                num_draft=num_draft,
+                num_draft=drafts or 0,
                 max_batch=min(max_batch, len(requests)),
                 trace=recorder,
             )
@@ -113,6 +121,7 @@ def generate(
             with _place(item):
                 decoder.check(request)
         served = engine.serving(used_ops(drafter, rule, where.type, trace is not None), where.type)
+        points = engine.calibrated(decoder, requests) if drafts is None else []
         with user_errors():
             run = _stream if batch_file is None else _run_batch
             outputs = run(decoder, target, requests)
@@ -121,17 +130,24 @@ def generate(
         for result in results:
             print(json.dumps(result, ensure_ascii=False))
     if stats:
-        _print_statistics(decoder.statistics)
+        _print_statistics(decoder.statistics, points)
     named: dict[str, Any] = {
         "model": str(target.directory),
         "drafter": drafter,
         "rule": decoder.rule,
-        "num_draft": num_draft,
+        "num_draft": decoder.num_draft,
     }
+    if points:
+        named |= {"nodes": points[0].candidate.nodes, "calibration": [asdict(point) for point in points]}
     named |= {"backend": ", ".join(served), "device": device, "dtype": dtype}
     if trace is not None and recorder is not None:
         write_trace(trace, recorder.to_dict(token_bytes(target.tokenizer), named | {"model": target.name}))
     write_json(json_file, named | {"outputs": results, "statistics": decoder.statistics.to_dict()})
+
+
+def _setting(candidate: Candidate) -> str:
+    drafts = f"{candidate.num_draft} drafts"
+    return f"{drafts} in {candidate.nodes} nodes" if candidate.nodes else drafts
 
 
 def _read_prompts(prompt: str | None, prompt_file: Path | None, batch_file: Path | None) -> list[Prompt]:
@@ -245,8 +261,14 @@ def _result(target: Loaded, item: Prompt, output: Output) -> dict[str, Any]:
     }
 
 
-def _print_statistics(statistics: Statistics) -> None:
+def _print_statistics(statistics: Statistics, points: list[Point]) -> None:
     console = Console(stderr=True, highlight=False)
+    if points:
+        others = ", ".join(f"{_setting(point.candidate)}: {point.rate:.3g}" for point in points[1:])
+        best = points[0]
+        console.print(
+            f"fastest of the first tokens: {_setting(best.candidate)} ({best.rate:.3g} tokens/s of a text; {others})"
+        )
     rate = f"{statistics.tokens_per_second:.1f} tokens/s without the prompts"
     per_step = f"{statistics.mean_tokens_per_step:.2f} tokens per step"
     console.print(f"{statistics.new_tokens} tokens in {statistics.steps} steps: {per_step}, {rate}")

@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from .. import __version__
-from . import bench, bench_serve, demo, generate, info, trace
+from . import bench, bench_drafts, bench_e2e, bench_serve, demo, generate, info, trace
 from .errors import UsageError, UserError, sentence, unwritable
 
 
@@ -99,6 +99,8 @@ app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("trace")(trace.trace)
 app.command("bench")(bench.bench)
+app.command("bench drafts")(bench_drafts.bench_drafts)
+app.command("bench e2e")(bench_e2e.bench_e2e)
 app.command("bench serve")(bench_serve.bench_serve)
 
 

@@ -9,6 +9,9 @@ from .errors import UserError
 
 _T = TypeVar("_T")
 
+#: Value of ``--num-draft`` for the number that is the fastest here and now.
+AUTO = "auto"
+
 
 def several(given: Sequence[str] | None, default: str, read: Callable[[str], _T]) -> list[_T]:
     """The values of an option that may be repeated and hold commas, each of them once."""
@@ -58,3 +61,16 @@ def floats(option: str, least: float) -> Callable[[str], float]:
         return value
 
     return read
+
+
+def num_draft(text: str) -> int | None:
+    """The value of ``--num-draft``; None for :data:`AUTO`.
+
+    Raises:
+        UserError: if it is neither that nor an integer from 0 on.
+    """
+    if text == AUTO:
+        return None
+    if text.isascii() and text.isdigit():
+        return int(text[:32])
+    raise UserError(f"--num-draft must be an integer from 0 on, or {AUTO}, got {text!r}")

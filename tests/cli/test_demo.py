@@ -30,6 +30,8 @@ FIELDS = [
     "distinct_4gram_share",
     "prompts",
     "new_tokens",
+    "num_draft",
+    "nodes",
 ]
 METHODS = [
     ("none", 0.0, "match", True),
@@ -72,6 +74,8 @@ def test_rows(quick):
         assert list(row) == FIELDS
         assert row["prompts"] == 4 and row["new_tokens"] == 4 * 48
         assert 0 < row["distinct_4gram_share"] <= 1
+        assert row["num_draft"] == {"none": 0, "dflash": 7, "ddtree": 7}.get(row["drafter"], 4)
+        assert row["nodes"] == (16 if "tree" in row["drafter"] else 0)
         if row["drafter"] == "none":
             plain[row["temperature"]] = row
             assert row["speedup"] == row["mean_tokens_per_step"] == row["break_even_tokens_per_step"] == 1
@@ -145,7 +149,7 @@ def test_the_full_run_is_long_enough():
 
 def row(drafter, temperature, speedup, gain, rule="match", identical=True):
     return Row(
-        drafter, temperature, rule, 100 * speedup, 100.0, speedup, gain, gain / speedup, identical, 0.9, 20, 2560
+        drafter, temperature, rule, 100 * speedup, 100.0, speedup, gain, gain / speedup, identical, 0.9, 20, 2560, 4, 0
     )
 
 

@@ -40,7 +40,7 @@ def complains(result, command, *parts):
         (("--min-p", "1.5"), ("min_p must be between 0 and 1, got 1.5",)),
         (("--max-new-tokens", "0"), ("max_new_tokens must be at least 1, got 0",)),
         (("--max-new-tokens",), ("--max-new-tokens", "argument")),
-        (("--num-draft", "-1"), ("num_draft must be at least 0, got -1",)),
+        (("--num-draft", "-1"), ("--num-draft must be an integer from 0 on, or auto, got '-1'",)),
         (("--max-batch", "0"), ("--max-batch must be from 1 to 65536, got 0",)),
         (("--max-batch", "999999999999"), ("--max-batch must be from 1 to 65536, got 999999999999",)),
         (("--temperature", "1e300"), ("temperature must be at most 3.403e+38, got 1e+300",)),

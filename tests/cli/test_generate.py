@@ -165,3 +165,16 @@ def test_whoever_stops_listening_gets_no_traceback(assets):
         said = process.stderr.read().decode()
     assert process.returncode == 141
     assert [line for line in said.splitlines() if not line.endswith(" ...")] == []
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "ddtree"])
+def test_the_number_of_drafts_that_is_the_fastest(go, drafter):
+    plain, _ = go("--prompt", SOURCE, "--max-new-tokens", 20)
+    drafted, written = go("--prompt", SOURCE, "--max-new-tokens", 20, "--drafter", drafter, "--num-draft", "auto")
+    assert drafted.stdout == plain.stdout
+    points = written["calibration"]
+    rates = [point["tokens_per_step"] / point["step_seconds"] for point in points]
+    assert rates == sorted(rates, reverse=True)
+    chosen = points[0]["candidate"]
+    assert chosen == {"num_draft": written["num_draft"], "nodes": written["nodes"]}
+    assert (written["nodes"] > 0) == (drafter == "ddtree")

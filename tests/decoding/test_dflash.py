@@ -75,11 +75,12 @@ class Watched(DFlashDrafter):
         super().__init__(model, sk, **options)
         self.target, self.grown, self.compared = target, [], 0
 
-    def _block(self, cache, batch, live):
-        logits = super()._block(cache, batch, live)
+    def _block(self, cache, batch, live, depth):
+        logits = super()._block(cache, batch, live, depth)
         for i, row in enumerate(live):
             text = batch.texts[row]
-            torch.testing.assert_close(logits[i], drafts_of(self.model, self.target, text), rtol=1e-3, atol=1e-4)
+            wanted = drafts_of(self.model, self.target, text)
+            torch.testing.assert_close(logits[i], wanted[:depth], rtol=1e-3, atol=1e-4)
             pages = torch.tensor(cache.pages(row))
             for layer in range(self.model.config.layer.num_layers if len(text) > 1 else 0):
                 stored = (cache.keys(layer), cache.values(layer))

@@ -1,0 +1,289 @@
+"""Whole generations on the shapes of published models: what a drafter gains there, and what it costs.
+
+Weights are random, and acceptance is synthetic (:mod:`bench.synthetic`); kernels, caches and the loop are real, and plain
+decoding is the same code without a drafter. Three kinds of generations take turns:
+
+* plain, timed as a whole: ``plain_step_ms``;
+* with drafts, timed as a whole: ``measured_speedup``;
+* with drafts, timed phase by phase, in generations of their own: ``draft_ms``, ``verify_step_ms`` and ``other_ms``, of
+  which the prediction is made::
+
+      predicted_speedup = tau * plain_step_ms / (draft_ms + verify_step_ms + other_ms)
+
+Source of the formula: Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8, with the times in place of its ratio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from python_ref.decoding import Decoder, Request, Statistics
+from python_ref.drafters import DFlashDrafter, Eagle3Drafter, IndependentDrafter, NgramDrafter
+
+from . import shapes
+from .synthetic import SyntheticDrafter, acceptance
+
+#: Drafters that it knows, with their drafts in a row where nobody says how many.
+DRAFTERS = {"dflash": 7, "ddtree": 7, "eagle3": 4, "ngram": 7, "independent": 4}
+#: Name on the command line -> dtype of activations and caches, dtype of the packed weights on the CPU.
+DTYPES = {
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "int8": (torch.float32, torch.int8),
+}
+_MS = 1e3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all rows have in common.
+
+    Attributes:
+        shape: a name of :data:`bench.shapes.SHAPES`.
+        dtype: a name of :data:`DTYPES`.
+        device: where it runs.
+        batch: texts decoded together.
+        context: tokens of each prompt.
+        new_tokens: tokens of each continuation.
+        repeats: generations of each kind.
+        nodes: of the trees of ``ddtree``, the root included.
+        temperature: of the target.
+    """
+
+    shape: str
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    batch: int = 1
+    context: int = 128
+    new_tokens: int = 64
+    repeats: int = 5
+    nodes: int = 16
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a drafter, its drafts in a row, and the mean tokens of a step that its drafts shall give."""
+
+    drafter: str
+    num_draft: int
+    tau: float
+
+
+@dataclass
+class Row:
+    """What a case cost. Times are medians, in milliseconds per step of the whole batch.
+
+    Attributes:
+        shape: of the target; its weights are random.
+        drafter: as in :class:`Case`, and so are ``num_draft`` and ``tau``, which is synthetic.
+        nodes: nodes of a tree; None: a chain.
+        dtype: of the weights.
+        batch: texts decoded together.
+        context: tokens of the prompts.
+        new_tokens: tokens of each continuation.
+        plain_step_ms: a step of plain decoding.
+        verify_step_ms: the target's pass over root and drafts, verification and commit.
+        draft_ms: the drafter's part.
+        other_ms: what is left of a step: the loop around them.
+        tokens_per_step: what the steps that were timed as a whole had; near ``tau``.
+        predicted_speedup: of ``tau`` and the times.
+        measured_speedup: tokens per second over those of plain decoding.
+        measured_over_predicted: their ratio.
+        tokens_per_s: with drafts.
+        plain_tokens_per_s: without.
+        identical: whether all texts were those of plain decoding.
+        repeats: generations of each kind.
+        weights: where they come from: ``random``.
+        acceptance: whether drafts were accepted because they were right: ``synthetic``, they were made right.
+        device: name of the processor, or of the GPU; and so on as in :func:`bench.machine.describe`.
+    """
+
+    shape: str
+    drafter: str
+    num_draft: int
+    tau: float
+    nodes: int | None
+    dtype: str
+    batch: int
+    context: int
+    new_tokens: int
+    plain_step_ms: float
+    verify_step_ms: float
+    draft_ms: float
+    other_ms: float
+    tokens_per_step: float
+    predicted_speedup: float
+    measured_speedup: float
+    measured_over_predicted: float
+    tokens_per_s: float
+    plain_tokens_per_s: float
+    identical: bool
+    repeats: int
+    weights: str
+    acceptance: str
+    device: str
+    threads: int
+    load: float | None
+    torch: str
+    version: str
+    commit: str
+    date: str
+
+
+def check(work: Work, case: Case) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        ValueError: if ``tau`` is out of the reach of the drafts.
+    """
+    acceptance(case.tau, _reach(work, case))
+
+
+def _reach(work: Work, case: Case) -> int:
+    """Drafts in a row that can be accepted: of a tree no more than it has nodes behind the root."""
+    return min(case.num_draft, work.nodes - 1) if case.drafter == "ddtree" else case.num_draft
+
+
+class _Turn(NamedTuple):
+    """Statistics of one generation of each kind, and whether the text was that of plain decoding."""
+
+    plain: Statistics
+    whole: Statistics
+    phases: Statistics
+    right: bool
+
+
+class Bench:
+    """A target of a shape, and the drafters in front of it, made once for all cases."""
+
+    def __init__(self, work: Work, ops: Any, machine: Mapping[str, Any]) -> None:
+        """Make the target, and its text.
+
+        Args:
+            work: what shall be measured.
+            ops: the package of the ops.
+            machine: the columns of :func:`bench.machine.describe`.
+        """
+        self.work, self.ops, self._machine = work, ops, machine
+        activations, self._weights = DTYPES[work.dtype]
+        self.device = torch.device(work.device)
+        self._filler = shapes.Filler(activations, self.device)
+        self.target = self._ready(shapes.target(work.shape))
+        self._drafters: dict[tuple[str, int], Any] = {}
+        vocab = self.target.config.vocab_size
+        generator = torch.Generator().manual_seed(1)
+        prompts = torch.randint(vocab, (work.batch, work.context), generator=generator).tolist()
+        self._requests = [
+            Request(prompt, work.new_tokens, work.temperature, seed=i, stop_tokens=())
+            for i, prompt in enumerate(prompts)
+        ]
+        self._plain = Decoder(self.target, ops=ops, max_batch=work.batch)
+        outputs = self._plain.generate(self._requests)
+        self._texts = {tuple(r.prompt): [*r.prompt, *o.tokens] for r, o in zip(self._requests, outputs, strict=True)}
+
+    def rows(self, cases: Sequence[Case], report: Callable[[int], None]) -> Iterator[Row]:
+        """Measure each case; ``report`` is told how many generations are done."""
+        done = 0
+        for case in cases:
+            whole, phases = self._decoder(case), self._decoder(case)
+            whole.generate(self._requests)  # warms up
+            turns = []
+            for _ in range(self.work.repeats):
+                turns.append(self._turn(whole, phases))
+                done += 1
+                report(done)
+            yield self._row(case, turns)
+
+    def _turn(self, whole: Decoder, phases: Decoder) -> _Turn:
+        """One generation of each kind."""
+        self._plain.generate(self._requests)
+        outputs = whole.generate(self._requests)
+        phases.generate(self._requests)
+        right = (
+            [*r.prompt, *o.tokens] == self._texts[tuple(r.prompt)] for r, o in zip(self._requests, outputs, strict=True)
+        )
+        return _Turn(self._plain.statistics, whole.statistics, phases.statistics, all(right))
+
+    def _row(self, case: Case, turns: Sequence[_Turn]) -> Row:
+        work = self.work
+        verify, draft, other = (median(_phases(turn.phases)[i] for turn in turns) for i in range(3))
+        plain_step = median(turn.plain.seconds_per_step * _MS for turn in turns)
+        predicted = case.tau * plain_step / (verify + draft + other)
+        measured = median(turn.whole.tokens_per_second / turn.plain.tokens_per_second for turn in turns)
+        return Row(
+            shape=work.shape,
+            drafter=case.drafter,
+            num_draft=case.num_draft,
+            tau=case.tau,
+            nodes=work.nodes if case.drafter == "ddtree" else None,
+            dtype=work.dtype,
+            batch=work.batch,
+            context=work.context,
+            new_tokens=work.new_tokens,
+            plain_step_ms=plain_step,
+            verify_step_ms=verify,
+            draft_ms=draft,
+            other_ms=other,
+            tokens_per_step=median(turn.whole.mean_tokens_per_step for turn in turns),
+            predicted_speedup=predicted,
+            measured_speedup=measured,
+            measured_over_predicted=measured / predicted,
+            tokens_per_s=median(turn.whole.tokens_per_second for turn in turns),
+            plain_tokens_per_s=median(turn.plain.tokens_per_second for turn in turns),
+            identical=all(turn.right for turn in turns),
+            repeats=work.repeats,
+            weights="random",
+            acceptance="synthetic",
+            **self._machine,
+        )
+
+    def _decoder(self, case: Case) -> Decoder:
+        reach = _reach(self.work, case)
+        drafter = SyntheticDrafter(
+            self._drafter(case),
+            self.ops,
+            self._texts,
+            acceptance(case.tau, reach),
+            reach,
+            vocab_size=self.target.config.vocab_size,
+            nodes=self.work.nodes if case.drafter == "ddtree" else 0,
+        )
+        return Decoder(self.target, ops=self.ops, drafter=drafter, num_draft=case.num_draft, max_batch=self.work.batch)
+
+    def _drafter(self, case: Case) -> Any:
+        """The drafter of a case, with a cache of its own: of a model there is one for all cases that it fits."""
+        shape, size = self.work.shape, case.num_draft + 1
+        if case.drafter == "ngram":
+            return NgramDrafter(self.ops)
+        if case.drafter == "independent":
+            model = self._once("independent", 0, lambda: shapes.decoder(shapes.smaller(shape)))
+            return IndependentDrafter(model, self.ops)
+        if case.drafter == "eagle3":
+            head = self._once("eagle3", 0, lambda: shapes.eagle3(shape, self.target))
+            return Eagle3Drafter(head, self.ops)
+        block = self._once("dflash", size, lambda: shapes.dflash(shape, self.target, size))
+        return DFlashDrafter(block, self.ops, nodes=self.work.nodes if case.drafter == "ddtree" else 0)
+
+    def _once(self, kind: str, size: int, make: Callable[[], Any]) -> Any:
+        if (kind, size) not in self._drafters:
+            self._drafters[kind, size] = self._ready(make())
+        return self._drafters[kind, size]
+
+    def _ready(self, model: Any) -> Any:
+        self._filler.fill(model)
+        if self.device.type == "cpu":
+            model.use_linear(self.ops.linear, self._weights)
+        return model
+
+
+def _phases(statistics: Statistics) -> tuple[float, float, float]:
+    """Verification, drafts and the rest, in milliseconds per step."""
+    verify, draft = statistics.target_seconds + statistics.verify_seconds, statistics.draft_seconds
+    rest = statistics.decode_seconds - verify - draft
+    return verify / statistics.steps * _MS, draft / statistics.steps * _MS, rest / statistics.steps * _MS

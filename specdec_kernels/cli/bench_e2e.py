@@ -1,0 +1,134 @@
+"""``specdec bench e2e``: what drafters gain on the shapes of published models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import specdec_kernels as ops
+
+from . import engine
+from .bench import check_package, write_rows
+from .errors import UserError, user_errors
+from .output import JsonOption, check_file, check_json, progress, working, write_json
+from .values import at_least, floats, integers, several
+
+if TYPE_CHECKING:
+    from bench.e2e import Row, Work
+
+# What the help says of the suite, which is imported when it is to run.
+SHAPES = ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b", "llama-3.2-1b", "llama-3.1-8b")
+DRAFTERS = ("dflash", "ddtree", "eagle3", "ngram", "independent")
+DTYPES = ("float32", "bfloat16", "int8")
+_MOST_DRAFTS = 63
+
+
+def bench_e2e(
+    shape: Annotated[
+        str, typer.Option(metavar="|".join(SHAPES), help="Whose shape the target has; its weights are random.")
+    ] = SHAPES[0],
+    drafter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(DRAFTERS),
+            help="Who guesses; several with commas or by repeating the option; default dflash.",
+        ),
+    ] = None,
+    acceptance: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TAU,...",
+            help="Mean tokens of a step, the target's own included: how many drafts are accepted is drawn, not found out; "
+            "default 4.3.",
+        ),
+    ] = None,
+    num_draft: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N,...",
+            help="Drafts in a row; a block of DFlash has one token more. Default: 7 of dflash, ddtree and ngram, else 4.",
+        ),
+    ] = None,
+    nodes: Annotated[int, typer.Option(metavar="N", help="Nodes of a tree of ddtree, its root included.")] = 16,
+    dtype: Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Of the weights.")] = "bfloat16",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the models run.")] = "cpu",
+    backend: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(ops.BACKENDS), help="Who computes the ops; none: the best there is."),
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Texts decoded together.")] = 1,
+    context: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each text.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Of the target; 0: always the best token.")] = 0.0,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Generations of each kind, in turns.")] = 5,
+    json_file: JsonOption = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write all rows to FILE as CSV.")
+    ] = None,
+) -> int:
+    """Decode on the shape of a published model, without and with a drafter: predicted and measured speed-up.
+
+    Weights are random and acceptance is synthetic; kernels, cache and loop are real, and the text is that of plain
+    decoding, or else the command ends with exit code 1.
+    """
+    check_package()
+    from bench import e2e, e2e_report, machine
+    from bench.rows import as_dicts
+
+    check_json(json_file)
+    check_file("--csv", csv_file)
+    engine.check_choice("--shape", shape, SHAPES)
+    engine.check_choice("--dtype", dtype, DTYPES)
+    names = [engine.check_choice("--drafter", name, DRAFTERS) for name in several(drafter, DRAFTERS[0], str)]
+    taus = several(acceptance, "4.3", floats("--acceptance", 1))
+    lengths = several(num_draft, "1", integers("--num-draft", 1, _MOST_DRAFTS)) if num_draft else None
+    for option, value, least in (
+        ("--nodes", nodes, 2),
+        ("--batch", batch, 1),
+        ("--context", context, 2),
+        ("--max-new-tokens", max_new_tokens, 1),
+        ("--repeats", repeats, 1),
+    ):
+        at_least(option, value, least)
+    where = engine.find_device(device)
+    if where.type != "cpu" and dtype == "int8":
+        raise UserError(f"--dtype must be float32 or bfloat16 on {where.type}, got 'int8'")
+    with user_errors():
+        work = e2e.Work(shape, dtype, device, batch, context, max_new_tokens, repeats, nodes, temperature)
+        cases = [
+            e2e.Case(name, length, tau) for name in names for length in lengths or [e2e.DRAFTERS[name]] for tau in taus
+        ]
+        for case in cases:
+            e2e.check(work, case)
+    console = Console(highlight=False)
+    rows: list[Row] = []
+    with engine.find_backend(backend), user_errors():
+        with working(f"making {shape} of random weights, and its text"):
+            made = e2e.Bench(work, ops, machine.describe(where.type))
+        console.print(_introduction(work, where), soft_wrap=True)
+        with progress("measuring, in generations", len(cases) * repeats) as told:
+            rows += made.rows(cases, told)
+    console.print()
+    for part in e2e_report.tables(rows):
+        console.print(part)
+    console.print()
+    for line in e2e_report.conclusions(rows, where.type):
+        console.print(Text(line))
+    if csv_file is not None:
+        write_rows("--csv", rows, csv_file)
+    write_json(json_file, as_dicts(rows))
+    return 0 if all(row.identical for row in rows) else 1
+
+
+def _introduction(work: Work, where: torch.device) -> str:
+    threads = f", threads: {torch.get_num_threads()}" if where.type == "cpu" else ""
+    texts = "1 text" if work.batch == 1 else f"{work.batch} texts together"
+    return (
+        f"{work.shape} with random {work.dtype} weights on {where}{threads}: {texts}, a context of {work.context} tokens and "
+        f"{work.new_tokens} new ones. How many drafts are accepted is drawn (synthetic), all else is computed."
+    )

@@ -1,0 +1,89 @@
+"""The number of drafts that is the fastest, found by a machine whose costs are written down."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from python_ref.decoding import Candidate, Request, calibrate, calibration
+
+ALPHA = 0.8
+
+
+class Machine:
+    """A decoder whose steps cost what ``cost`` says, and yield what independent drafts yield."""
+
+    def __init__(self, cost, drafter=None):
+        self.cost, self.num_draft, self.max_batch, self.runs = cost, 4, 2, []
+        self.drafter = SimpleNamespace() if drafter is None else drafter
+
+    def generate(self, requests):
+        self.requests = requests
+        nodes = getattr(self.drafter, "nodes", 0)
+        self.runs.append((self.num_draft, nodes))
+        # Of a tree each position has the more chance the more nodes there are beside it.
+        alpha = 1 - (1 - ALPHA) ** (1 + nodes / 32) if nodes else ALPHA
+        depth = min(self.num_draft, nodes - 1) if nodes else self.num_draft
+        tokens = sum(alpha**i for i in range(depth + 1))
+        self.statistics = SimpleNamespace(
+            seconds_per_step=self.cost(self.num_draft, nodes), mean_tokens_per_step=tokens
+        )
+
+    def rate(self, num_draft, nodes=0):
+        self.num_draft = num_draft
+        if nodes:
+            self.drafter.nodes = nodes
+        self.generate(self.requests)
+        return self.statistics.mean_tokens_per_step / self.statistics.seconds_per_step
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        lambda n, _: 1.0 + 0.01 * n,
+        lambda n, _: 1.0 + 0.2 * n,
+        lambda n, _: 1.0 + 0.9 * n,
+        lambda n, _: 1.0 + (2.0 if n > 7 else 0.02 * n),
+    ],
+)
+def test_a_chain_is_as_fast_as_the_best_of_all(cost):
+    machine = Machine(cost)
+    points = calibrate(machine, [Request([1])])
+    chosen = machine.num_draft
+    assert points[0].candidate == Candidate(chosen)
+    assert [point.rate for point in points] == sorted((point.rate for point in points), reverse=True)
+    every = range(calibration.NUM_DRAFT[-1] + 1)
+    assert machine.rate(chosen) >= 0.95 * max(machine.rate(n) for n in every)
+
+
+@pytest.mark.parametrize("each", [0.004, 0.03, 0.2])
+def test_a_tree_has_a_depth_and_a_number_of_nodes(each):
+    machine = Machine(lambda n, nodes: 1.0 + each * nodes, SimpleNamespace(is_tree=True, nodes=16, most_drafts=7))
+    points = calibrate(machine, [Request([1])])
+    chosen = points[0].candidate
+    assert (machine.num_draft, machine.drafter.nodes) == (chosen.num_draft, chosen.nodes)
+    assert all(point.candidate.num_draft <= 7 for point in points)
+    best = max(machine.rate(n, nodes) for n in range(8) for nodes in calibration.NODES)
+    assert machine.rate(chosen.num_draft, chosen.nodes) >= 0.95 * best
+
+
+def test_it_is_measured_in_turns_on_the_first_tokens_of_the_requests():
+    heard = []
+    requests = [Request([1], 100, on_tokens=heard.append), Request([2], 9), Request([3])]
+    machine = Machine(lambda n, _: 1.0 + 0.2 * n)
+    told = []
+    calibrate(machine, requests, report=told.append)
+    assert [(r.prompt, r.max_new_tokens, r.on_tokens) for r in machine.requests] == [([1], 32, None), ([2], 9, None)]
+    first = [n for n, _ in machine.runs[1 : 1 + len(calibration.NUM_DRAFT)]]
+    assert first == list(calibration.NUM_DRAFT)
+    counts = [sum(n == number for n, _ in machine.runs[1:]) for number in calibration.NUM_DRAFT]
+    assert counts[first.index(machine.num_draft)] == calibration.TURNS
+    assert counts[-1] == 1  # far behind
+    assert told == list(range(1, len(machine.runs)))
+    assert told[-1] <= calibration.generations(machine.drafter)
+
+
+def test_nothing_to_choose_from_is_refused():
+    with pytest.raises(ValueError, match="calibrate: decoder must have a drafter, got None"):
+        calibrate(SimpleNamespace(drafter=None), [Request([1])])
+    with pytest.raises(ValueError, match="calibrate: requests must not be empty"):
+        calibrate(Machine(lambda n, _: 1.0), [])
