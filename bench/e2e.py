@@ -1,7 +1,7 @@
 """Whole generations on the shapes of published models: what a drafter gains there, and what it costs.
 
-Weights are random, and acceptance is synthetic (:mod:`bench.synthetic`); kernels, caches and the loop are real, and plain
-decoding is the same code without a drafter. Three kinds of generations take turns:
+Weights are random, and text and acceptance are synthetic (:mod:`bench.synthetic`); kernels, caches and the loop are real, and
+plain decoding is the same code without a drafter. Three kinds of generations take turns:
 
 * plain, timed as a whole: ``plain_step_ms``;
 * with drafts, timed as a whole: ``measured_speedup``;
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -26,7 +26,7 @@ from python_ref.decoding import Decoder, Request, Statistics
 from python_ref.drafters import DFlashDrafter, Eagle3Drafter, IndependentDrafter, NgramDrafter
 
 from . import shapes
-from .synthetic import SyntheticDrafter, acceptance
+from .synthetic import Script, ScriptedTarget, SyntheticDrafter, acceptance
 
 #: Drafters that it knows, with their drafts in a row where nobody says how many.
 DRAFTERS = {"dflash": 7, "ddtree": 7, "eagle3": 4, "ngram": 7, "independent": 4}
@@ -97,7 +97,7 @@ class Row:
         measured_over_predicted: their ratio.
         tokens_per_s: with drafts.
         plain_tokens_per_s: without.
-        identical: whether all texts were those of plain decoding.
+        identical: whether all texts were what the target was to say.
         repeats: generations of each kind.
         weights: where they come from: ``random``.
         acceptance: whether drafts were accepted because they were right: ``synthetic``, they were made right.
@@ -151,7 +151,7 @@ def _reach(work: Work, case: Case) -> int:
 
 
 class _Turn(NamedTuple):
-    """Statistics of one generation of each kind, and whether the text was that of plain decoding."""
+    """Statistics of one generation of each kind, and whether the text was right."""
 
     plain: Statistics
     whole: Statistics
@@ -163,7 +163,7 @@ class Bench:
     """A target of a shape, and the drafters in front of it, made once for all cases."""
 
     def __init__(self, work: Work, ops: Any, machine: Mapping[str, Any]) -> None:
-        """Make the target, and its text.
+        """Make the target.
 
         Args:
             work: what shall be measured.
@@ -176,16 +176,16 @@ class Bench:
         self._filler = shapes.Filler(activations, self.device)
         self.target = self._ready(shapes.target(work.shape))
         self._drafters: dict[tuple[str, int], Any] = {}
-        vocab = self.target.config.vocab_size
-        generator = torch.Generator().manual_seed(1)
-        prompts = torch.randint(vocab, (work.batch, work.context), generator=generator).tolist()
+        config = self.target.config
+        self._script = Script(config.vocab_size, min(config.max_positions, work.context + work.new_tokens), self.device)
+        self._model = cast("Any", ScriptedTarget(self.target, self._script))  # what a decoder needs of a model
+        prompt, rest = self._script.tokens[: work.context], self._script.tokens[work.context :]
+        self._text = rest[: work.new_tokens]
         self._requests = [
-            Request(prompt, work.new_tokens, work.temperature, seed=i, stop_tokens=())
-            for i, prompt in enumerate(prompts)
+            Request(prompt, work.new_tokens, work.temperature, seed=i, stop_tokens=()) for i in range(work.batch)
         ]
-        self._plain = Decoder(self.target, ops=ops, max_batch=work.batch)
-        outputs = self._plain.generate(self._requests)
-        self._texts = {tuple(r.prompt): [*r.prompt, *o.tokens] for r, o in zip(self._requests, outputs, strict=True)}
+        self._plain = Decoder(self._model, ops=ops, max_batch=work.batch)
+        self._plain.generate(self._requests)  # warms up
 
     def rows(self, cases: Sequence[Case], report: Callable[[int], None]) -> Iterator[Row]:
         """Measure each case; ``report`` is told how many generations are done."""
@@ -204,11 +204,9 @@ class Bench:
         """One generation of each kind."""
         self._plain.generate(self._requests)
         outputs = whole.generate(self._requests)
+        right = all(output.tokens == self._text for output in outputs)
         phases.generate(self._requests)
-        right = (
-            [*r.prompt, *o.tokens] == self._texts[tuple(r.prompt)] for r, o in zip(self._requests, outputs, strict=True)
-        )
-        return _Turn(self._plain.statistics, whole.statistics, phases.statistics, all(right))
+        return _Turn(self._plain.statistics, whole.statistics, phases.statistics, right)
 
     def _row(self, case: Case, turns: Sequence[_Turn]) -> Row:
         work = self.work
@@ -248,13 +246,12 @@ class Bench:
         drafter = SyntheticDrafter(
             self._drafter(case),
             self.ops,
-            self._texts,
+            self._script,
             acceptance(case.tau, reach),
             reach,
-            vocab_size=self.target.config.vocab_size,
             nodes=self.work.nodes if case.drafter == "ddtree" else 0,
         )
-        return Decoder(self.target, ops=self.ops, drafter=drafter, num_draft=case.num_draft, max_batch=self.work.batch)
+        return Decoder(self._model, ops=self.ops, drafter=drafter, num_draft=case.num_draft, max_batch=self.work.batch)
 
     def _drafter(self, case: Case) -> Any:
         """The drafter of a case, with a cache of its own: of a model there is one for all cases that it fits."""

@@ -62,11 +62,11 @@ def conclusions(rows: Sequence[Row], device: str = "cpu") -> list[str]:
         )
     wrong = sum(not row.identical for row in rows)
     said.append(
-        f"In {wrong} of {len(rows)} rows there are texts that are NOT those of plain decoding."
+        f"In {wrong} of {len(rows)} rows there are texts that are NOT what the target was to say."
         if wrong
-        else "All texts are those of plain decoding, token for token."
+        else "All texts are what the target was to say, token for token."
     )
-    said.append("Weights are random and acceptance is synthetic: times are real, tau is an assumption.")
+    said.append("Weights are random, text and acceptance synthetic: times are real, tau is an assumption.")
     load = max((row.load or 0.0 for row in rows), default=0.0)
     if load > 0.5 and device == "cpu":
         said.append(f"Other processes were running (load {load:g} at the start): the times say little.")

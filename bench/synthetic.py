@@ -1,14 +1,15 @@
-"""Drafts that are accepted as often as one asks for, behind a drafter that does all its work.
+"""A text that is known beforehand, and drafts of it that are accepted as often as one asks for.
 
-Random weights agree with nobody. So the drafter proposes what it would, at its own cost, and then the tokens of its
-drafts are replaced: by those that plain decoding is known to emit, up to a length that is drawn for each step, and by
-others behind it. Target, cache and verification know nothing of it, and the text stays that of plain decoding.
+Random weights agree with nobody, and where rows of a product depend on how many there are (on a GPU), not even with themselves.
+So the target gets a text to say: of each row of its logits, one is raised above all others, that of the token which the text has
+next. And the drafter proposes what it would, at its own cost; then the tokens of its drafts are replaced: by those of the text,
+up to a length that is drawn for each step, and by others behind it. Everything else is computed as always.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ _HALVINGS = 60
 _GOLDEN = (math.sqrt(5) - 1) / 2
 # Log-probabilities of the drafts and of what stands beside them in a tree: 64 drafts in a row come before any other.
 _SPINE, _SIBLING = -0.01, -1.0
+# A logit above all others, in every dtype.
+_RAISED = 3e4
 
 
 def tokens_per_step(alpha: float, num_draft: int) -> float:
@@ -65,6 +68,39 @@ class Lengths:
         return next((i for i in range(self._most) if u >= self._alpha ** (i + 1)), self._most)
 
 
+class Script:
+    """The text: a token for each position."""
+
+    def __init__(self, vocab_size: int, positions: int, device: torch.device) -> None:
+        """Draw it."""
+        generator = torch.Generator().manual_seed(1)
+        drawn = torch.randint(vocab_size, (positions + 1,), generator=generator)
+        self.tokens: list[int] = drawn.tolist()
+        self.on_device = drawn.to(device)
+        self.vocab_size = vocab_size
+
+
+class ScriptedTarget:
+    """A target that says a text, at the cost of what it would have said."""
+
+    def __init__(self, target: Any, script: Script) -> None:
+        """Wrap a ``python_ref.models.Transformer``."""
+        self.config, self.model = target.config, target.model
+        self._target, self._script = target, script
+        self._positions: Tensor | None = None
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, attend: Any, **options: Any) -> Any:
+        """Hidden states of the target."""
+        self._positions = positions
+        return self._target(token_ids, positions, attend, **options)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the rows that the target was called with last; a row at position ``p`` decides token ``p + 1``."""
+        logits: Tensor = self._target.logits(hidden)
+        assert self._positions is not None
+        return logits.scatter_(1, self._script.on_device[self._positions + 1].unsqueeze(1), _RAISED)
+
+
 class SyntheticDrafter:
     """A drafter with drafts of a given acceptance.
 
@@ -77,11 +113,10 @@ class SyntheticDrafter:
         self,
         inner: Any,
         ops: Any,
-        texts: Mapping[tuple[int, ...], Sequence[int]],
+        script: Script,
         alpha: float,
         num_draft: int,
         *,
-        vocab_size: int,
         nodes: int = 0,
         ranks: int = 8,
     ) -> None:
@@ -90,16 +125,15 @@ class SyntheticDrafter:
         Args:
             inner: the drafter.
             ops: the package of the ops.
-            texts: of each prompt the whole text that plain decoding makes of it.
+            script: what the target says.
             alpha: probability that a draft is accepted where the one before it was.
             num_draft: drafts in a row.
-            vocab_size: of the target.
             nodes: of trees, the root included; 0: chains. A tree has the drafts as its spine, and beside them, from the
                 root on, others that are never right.
             ranks: tokens that a tree has for one position behind the same node.
         """
         self.inner, self.features = inner, tuple(getattr(inner, "features", ()))
-        self._ops, self._texts, self._num_draft, self._vocab = ops, texts, num_draft, vocab_size
+        self._ops, self._script, self._num_draft = ops, script, num_draft
         self._nodes, self._ranks = nodes, ranks
         self._lengths = Lengths(alpha, num_draft)
         self._scores = torch.full((ranks,), _SIBLING)
@@ -125,11 +159,10 @@ class SyntheticDrafter:
 
     def _row(self, batch: Batch, row: int, limit: int) -> list[int]:
         """Drafts of a request: what comes next, up to the length of this step; then what does not come next."""
-        request, text = batch.requests[row], batch.texts[row]
-        assert request is not None
-        coming = self._texts[tuple(request.prompt)][len(text) : len(text) + limit]
+        start, vocab = len(batch.texts[row]), self._script.vocab_size
+        coming = self._script.tokens[start : start + limit]
         right = self._lengths.next()
-        return [token if i < right else (token + 1) % self._vocab for i, token in enumerate(coming)]
+        return [token if i < right else (token + 1) % vocab for i, token in enumerate(coming)]
 
     def _tree(self, batch: Batch, limits: Sequence[int], tokens: Tensor) -> Any:
         """The best-first tree with the drafts as its spine."""
@@ -138,7 +171,7 @@ class SyntheticDrafter:
         roots = torch.tensor([text[-1] if text else -1 for text in batch.texts], device=device)
         roots = torch.where(live, roots, -1)
         # Ranks differ by 2, and a wrong draft is the right one plus 1: no rank but the first is ever right.
-        ids = (tokens.unsqueeze(-1) + 2 * torch.arange(self._ranks, device=device)) % self._vocab
+        ids = (tokens.unsqueeze(-1) + 2 * torch.arange(self._ranks, device=device)) % self._script.vocab_size
         ids = torch.where(tokens.unsqueeze(-1) < 0, -1, ids)
         scores = self._scores.to(device).expand(batch.size, depth, self._ranks).clone()
         beyond = torch.arange(depth, device=device) >= torch.tensor(list(limits), device=device)[:, None]

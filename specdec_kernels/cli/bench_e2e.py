@@ -73,8 +73,8 @@ def bench_e2e(
 ) -> int:
     """Decode on the shape of a published model, without and with a drafter: predicted and measured speed-up.
 
-    Weights are random and acceptance is synthetic; kernels, cache and loop are real, and the text is that of plain
-    decoding, or else the command ends with exit code 1.
+    Weights are random, text and acceptance synthetic; kernels, cache and loop are real. Ends with exit code 1 if a text is
+    not what the target was to say.
     """
     check_package()
     from bench import e2e, e2e_report, machine
@@ -108,7 +108,7 @@ def bench_e2e(
     console = Console(highlight=False)
     rows: list[Row] = []
     with engine.find_backend(backend), user_errors():
-        with working(f"making {shape} of random weights, and its text"):
+        with working(f"making {shape} of random weights"):
             made = e2e.Bench(work, ops, machine.describe(where.type))
         console.print(_introduction(work, where), soft_wrap=True)
         with progress("measuring, in generations", len(cases) * repeats) as told:
@@ -130,5 +130,5 @@ def _introduction(work: Work, where: torch.device) -> str:
     texts = "1 text" if work.batch == 1 else f"{work.batch} texts together"
     return (
         f"{work.shape} with random {work.dtype} weights on {where}{threads}: {texts}, a context of {work.context} tokens and "
-        f"{work.new_tokens} new ones. How many drafts are accepted is drawn (synthetic), all else is computed."
+        f"{work.new_tokens} new ones. The text, and how many drafts are accepted, are drawn (synthetic); all else is computed."
     )

@@ -32,7 +32,7 @@ def test_rows_come_as_a_table_and_as_files(specdec, tmp_path):
     with (tmp_path / "rows.csv").open() as file:
         assert [row["drafter"] for row in csv.DictReader(file)] == [row["drafter"] for row in rows]
     text = " ".join(result.output.split())
-    assert "All texts are those of plain decoding" in text and "acceptance is synthetic" in text
+    assert "All texts are what the target was to say" in text and "acceptance synthetic" in text
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ PACKAGES = (
 )
 #: Without these the test suite cannot even be collected; without the others some of its files.
 NEEDED_BY_TESTS = ("pytest", "hypothesis")
+NEEDED_BY_COMMANDS = ("typer", "rich", "safetensors", "tokenizers")
 WANTED_BY_TESTS = ("scipy", "rich", "typer", "safetensors", "tokenizers", "transformers")
 
 #: What is built where there is no GPU to build for.

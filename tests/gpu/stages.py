@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .machine import NEEDED_BY_TESTS, Machine
+from .machine import NEEDED_BY_COMMANDS, NEEDED_BY_TESTS, Machine
 from .run import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +44,7 @@ def plan(machine: Machine, out: Path, *, bench: str = "quick", jobs: int | None 
         triton,
         synccheck,
         *measured[1:],
+        *_decoding(machine, out),
     ]
 
 
@@ -180,6 +181,33 @@ def _plots(machine: Machine, out: Path) -> Stage:
     return Stage(
         "plots", "pictures of the rows", command, 30, _environment(), missing=missing, optional=True, reserve=12
     )
+
+
+def _decoding(machine: Machine, out: Path) -> list[Stage]:
+    """What drafts gain on a large shape, and what the overlapped loop gains: there is time left for it, or there is not."""
+    lacking = machine.lacks(NEEDED_BY_COMMANDS)
+    missing = f"not installed: {', '.join(lacking)}" if lacking else None
+    command = _python(machine, "-m", "bench")
+    shape = ("e2e", "--shape", "qwen3-8b", "--drafter", "dflash", "--num-draft", "15", "--acceptance", "4.3,6.5")
+    load = ("serve", "--drafter", "none,dflash", "--max-batch", "1,16", "--rate", "inf", "--requests", "16")
+    stages = []
+    for what, words, options in (
+        ("Qwen3-8B with DFlash: predicted and measured speed-up", shape, ("--repeats", "3")),
+        ("the plain and the overlapped loop", load, ()),
+    ):
+        files = ("--json", str(out / f"{words[0]}.json"), "--csv", str(out / f"{words[0]}.csv"))
+        stages.append(
+            Stage(
+                words[0],
+                what,
+                (*command, *words, *options, "--device", "cuda", *files),
+                60,
+                _environment(),
+                missing=missing,
+                optional=True,
+            )
+        )
+    return stages
 
 
 def _host_tests(machine: Machine, out: Path) -> Stage:

@@ -71,7 +71,7 @@ FAILED_REPORT = (
     "</testsuites>"
 )
 ORDER = ["build", "import", "resources", "graphs", "tests-cuda", "bench"]
-ORDER += ["memcheck", "racecheck", "initcheck", "tests-triton", "synccheck", "plots"]
+ORDER += ["memcheck", "racecheck", "initcheck", "tests-triton", "synccheck", "plots", "e2e", "serve"]
 
 
 def row(**fields):
@@ -159,7 +159,7 @@ def test_all_stages_pass_in_their_order(gpu_check):
         "synccheck",
     ]
     text = (gpu_check.out / "summary.md").read_text()
-    assert text.startswith("# gpu-check: NVIDIA H200\n\n11 of 12 stages passed; skipped: plots. ")
+    assert text.startswith("# gpu-check: NVIDIA H200\n\n13 of 14 stages passed; skipped: plots. ")
     for part in (
         "| compute capability, built for | 9.0, 90a |",
         "| driver | 580.1 |",
