@@ -92,9 +92,9 @@ class Row:
         draft_ms: the drafter's part.
         other_ms: what is left of a step: the loop around them.
         tokens_per_step: what the steps that were timed as a whole had; near ``tau``.
-        predicted_speedup: of ``tau`` and the times.
-        measured_speedup: tokens per second over those of plain decoding.
-        measured_over_predicted: their ratio.
+        predicted_speedup: of ``tau`` and the times of each turn, the median.
+        measured_speedup: tokens per second over those of plain decoding in the same turn, the median.
+        measured_over_predicted: their ratio, the median of that of each turn.
         tokens_per_s: with drafts.
         plain_tokens_per_s: without.
         identical: whether all texts were what the target was to say.
@@ -211,9 +211,9 @@ class Bench:
     def _row(self, case: Case, turns: Sequence[_Turn]) -> Row:
         work = self.work
         verify, draft, other = (median(_phases(turn.phases)[i] for turn in turns) for i in range(3))
-        plain_step = median(turn.plain.seconds_per_step * _MS for turn in turns)
-        predicted = case.tau * plain_step / (verify + draft + other)
-        measured = median(turn.whole.tokens_per_second / turn.plain.tokens_per_second for turn in turns)
+        pairs = [_speedups(case.tau, turn) for turn in turns]
+        # Of each turn by itself: what the machine does meanwhile meets all that it compares.
+        predicted, measured = median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
         return Row(
             shape=work.shape,
             drafter=case.drafter,
@@ -224,14 +224,14 @@ class Bench:
             batch=work.batch,
             context=work.context,
             new_tokens=work.new_tokens,
-            plain_step_ms=plain_step,
+            plain_step_ms=median(turn.plain.seconds_per_step * _MS for turn in turns),
             verify_step_ms=verify,
             draft_ms=draft,
             other_ms=other,
             tokens_per_step=median(turn.whole.mean_tokens_per_step for turn in turns),
             predicted_speedup=predicted,
             measured_speedup=measured,
-            measured_over_predicted=measured / predicted,
+            measured_over_predicted=median(pair[1] / pair[0] for pair in pairs),
             tokens_per_s=median(turn.whole.tokens_per_second for turn in turns),
             plain_tokens_per_s=median(turn.plain.tokens_per_second for turn in turns),
             identical=all(turn.right for turn in turns),
@@ -277,6 +277,12 @@ class Bench:
         if self.device.type == "cpu":
             model.use_linear(self.ops.linear, self._weights)
         return model
+
+
+def _speedups(tau: float, turn: _Turn) -> tuple[float, float]:
+    """Predicted and measured."""
+    predicted = tau * turn.plain.seconds_per_step * _MS / sum(_phases(turn.phases))
+    return predicted, turn.whole.tokens_per_second / turn.plain.tokens_per_second
 
 
 def _phases(statistics: Statistics) -> tuple[float, float, float]:

@@ -63,7 +63,7 @@ def bench_e2e(
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", help="Texts decoded together.")] = 1,
     context: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 128,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each text.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each text.")] = 64,
     temperature: Annotated[float, typer.Option(help="Of the target; 0: always the best token.")] = 0.0,
     repeats: Annotated[int, typer.Option(metavar="N", help="Generations of each kind, in turns.")] = 5,
     json_file: JsonOption = None,

@@ -44,9 +44,13 @@ void panels(const LinearSkinny& p, int64_t first_row, int rows, int64_t begin, i
   const int64_t inputs = p.x.columns;
   // Chunks of rows of nearly the same size, each of which fits the registers of a tile.
   const int chunks = (rows + kTileRows - 1) / kTileRows;
-  const int chunk = (rows + chunks - 1) / chunks;
+  const int even = (rows + chunks - 1) / chunks;
+  const int chunk = chunks > 1 && even == kSlowRows<W> ? even + 1 : even;
   const bool in_place = p.x.type == FloatType::float32 && rows == 1;
-  const int64_t block = in_place ? inputs : kBlockFloats / rows / kSegment * kSegment;
+  const int64_t most = kBlockFloats / rows / kSegment * kSegment;
+  const int64_t blocks = in_place ? 1 : (inputs + most - 1) / most;  // of nearly the same size
+  const int64_t block = blocks <= 1 ? inputs : ((inputs + blocks - 1) / blocks + kSegment - 1) / kSegment * kSegment;
+  constexpr int kInputBytes = kPanel * (int)sizeof(W);
   for (int64_t group = begin; group < end; group += kGroup) {
     const int members = end - group < kGroup ? (int)(end - group) : kGroup;
     for (int m = 0; m < members; ++m) {
@@ -65,10 +69,25 @@ void panels(const LinearSkinny& p, int64_t first_row, int rows, int64_t begin, i
       }
       for (int m = 0; m < members; ++m) {
         const W* weights = packed + ((group + m) * inputs + k) * kPanel;
+        // The block that comes next: of the next panel, of the next inputs, or of the next group; at the very end this
+        // one.
+        const W* next = m + 1 < members        ? weights + inputs * kPanel
+                        : k + block < inputs   ? packed + (group * inputs + k + block) * kPanel
+                        : group + kGroup < end ? packed + (group + kGroup) * inputs * kPanel
+                                               : weights;
         // All chunks of rows while the weights of this block lie in a near cache.
         for (int row = 0; row < rows; row += chunk) {
           const int here = rows - row < chunk ? rows - row : chunk;
-          panel_product_rows(here, x + row * stride, stride, weights, length, totals[m] + row * kPanel);
+          float* to = totals[m] + row * kPanel;
+          if (chunks == 1 ||
+              sizeof(W) == 1) {  // int8 weights leave memory time enough: their widening is what takes it
+            const Ahead own{(const char*)weights + kPrefetchBytes, kInputBytes};
+            panel_product_rows<W, true>(here, x + row * stride, stride, weights, length, to, own);
+          } else {
+            const int share = kInputBytes / chunks;
+            const Ahead other{(const char*)next + (int64_t)(row / chunk) * length * share, share};
+            panel_product_rows<W, false>(here, x + row * stride, stride, weights, length, to, other);
+          }
         }
       }
     }
