@@ -1,20 +1,23 @@
 """Whole generations on the shapes of published models: what a drafter gains there, and what it costs.
 
 Weights are random, and text and acceptance are synthetic (:mod:`bench.synthetic`); kernels, caches and the loop are real, and
-plain decoding is the same code without a drafter. Three kinds of generations take turns:
+plain decoding is the same code without a drafter. Three kinds of runs take turns:
 
-* plain, timed as a whole: ``plain_step_ms``;
-* with drafts, timed as a whole: ``measured_speedup``;
-* with drafts, timed phase by phase, in generations of their own: ``draft_ms``, ``verify_step_ms`` and ``other_ms``, of
-  which the prediction is made::
+* plain: ``plain_step_ms``;
+* with drafts of which none is ever accepted: what the parts of a step cost, ``draft_ms``, ``verify_step_ms`` and ``other_ms``.
+  With the tokens of a step that one hopes for they make the prediction::
 
       predicted_speedup = tau * plain_step_ms / (draft_ms + verify_step_ms + other_ms)
+
+* with drafts that are accepted as they should be: ``measured_speedup``. So what is held against the prediction has steps of
+  its own, which accept, commit and learn what those of the prediction did not.
 
 Source of the formula: Leviathan et al. 2023, arXiv 2211.17192, theorem 3.8, with the times in place of its ratio.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -36,6 +39,10 @@ DTYPES = {
     "bfloat16": (torch.bfloat16, torch.bfloat16),
     "int8": (torch.float32, torch.int8),
 }
+#: Most drafts in a row.
+MOST_DRAFTS = 63
+# Steps with drafts of a run, at least; and before anything is timed.
+_FEWEST, _WARM = 6, 3
 _MS = 1e3
 
 
@@ -49,8 +56,8 @@ class Work:
         device: where it runs.
         batch: texts decoded together.
         context: tokens of each prompt.
-        new_tokens: tokens of each continuation.
-        repeats: generations of each kind.
+        new_tokens: steps of plain decoding, and about as many tokens with drafts.
+        repeats: runs of each kind.
         nodes: of the trees of ``ddtree``, the root included.
         temperature: of the target.
     """
@@ -86,19 +93,19 @@ class Row:
         dtype: of the weights.
         batch: texts decoded together.
         context: tokens of the prompts.
-        new_tokens: tokens of each continuation.
+        new_tokens: as in :class:`Work`.
         plain_step_ms: a step of plain decoding.
         verify_step_ms: the target's pass over root and drafts, verification and commit.
         draft_ms: the drafter's part.
         other_ms: what is left of a step: the loop around them.
-        tokens_per_step: what the steps that were timed as a whole had; near ``tau``.
+        tokens_per_step: what the steps behind ``measured_speedup`` had; near ``tau``.
         predicted_speedup: of ``tau`` and the times of each turn, the median.
         measured_speedup: tokens per second over those of plain decoding in the same turn, the median.
         measured_over_predicted: their ratio, the median of that of each turn.
         tokens_per_s: with drafts.
         plain_tokens_per_s: without.
         identical: whether all texts were what the target was to say.
-        repeats: generations of each kind.
+        repeats: runs of each kind.
         weights: where they come from: ``random``.
         acceptance: whether drafts were accepted because they were right: ``synthetic``, they were made right.
         device: name of the processor, or of the GPU; and so on as in :func:`bench.machine.describe`.
@@ -140,9 +147,12 @@ def check(work: Work, case: Case) -> None:
     """Refuse what cannot be measured.
 
     Raises:
-        ValueError: if ``tau`` is out of the reach of the drafts.
+        ValueError: if ``tau`` is out of the reach of the drafts, or there are too few positions for the texts.
     """
     acceptance(case.tau, _reach(work, case))
+    most, need = shapes.SHAPES[work.shape]["max_position_embeddings"], work.context + _farthest(work)
+    if need > most:
+        raise ValueError(f"e2e: context and new tokens must leave room for drafts in {most} positions, got {need}")
 
 
 def _reach(work: Work, case: Case) -> int:
@@ -150,12 +160,22 @@ def _reach(work: Work, case: Case) -> int:
     return min(case.num_draft, work.nodes - 1) if case.drafter == "ddtree" else case.num_draft
 
 
+def _steps(work: Work, case: Case) -> int:
+    """Steps with drafts that emit about as many tokens as plain decoding does."""
+    return max(math.ceil(work.new_tokens / case.tau), _FEWEST)
+
+
+def _farthest(work: Work) -> int:
+    """Tokens of a text that no run comes to the end of, whatever is accepted."""
+    return (max(work.new_tokens, _FEWEST, _WARM) + 2) * (MOST_DRAFTS + 1)
+
+
 class _Turn(NamedTuple):
-    """Statistics of one generation of each kind, and whether the text was right."""
+    """Statistics of one run of each kind, and whether the texts were right."""
 
     plain: Statistics
+    parts: Statistics
     whole: Statistics
-    phases: Statistics
     right: bool
 
 
@@ -176,41 +196,50 @@ class Bench:
         self._filler = shapes.Filler(activations, self.device)
         self.target = self._ready(shapes.target(work.shape))
         self._drafters: dict[tuple[str, int], Any] = {}
-        config = self.target.config
-        self._script = Script(config.vocab_size, min(config.max_positions, work.context + work.new_tokens), self.device)
+        self._script = Script(self.target.config.vocab_size, work.context + _farthest(work), self.device)
         self._model = cast("Any", ScriptedTarget(self.target, self._script))  # what a decoder needs of a model
-        prompt, rest = self._script.tokens[: work.context], self._script.tokens[work.context :]
-        self._text = rest[: work.new_tokens]
+        prompt = self._script.tokens[: work.context]
+        self._text = self._script.tokens[work.context :]
         self._requests = [
-            Request(prompt, work.new_tokens, work.temperature, seed=i, stop_tokens=()) for i in range(work.batch)
+            Request(prompt, _farthest(work), work.temperature, seed=i, stop_tokens=()) for i in range(work.batch)
         ]
         self._plain = Decoder(self._model, ops=ops, max_batch=work.batch)
-        self._plain.generate(self._requests)  # warms up
+        self._run(self._plain, work.new_tokens)  # warms up
 
     def rows(self, cases: Sequence[Case], report: Callable[[int], None]) -> Iterator[Row]:
-        """Measure each case; ``report`` is told how many generations are done."""
+        """Measure each case; ``report`` is told how many turns are done."""
         done = 0
         for case in cases:
-            whole, phases = self._decoder(case), self._decoder(case)
-            whole.generate(self._requests)  # warms up
+            whole, parts = self._decoder(case, case.tau), self._decoder(case, 1.0)
+            self._run(whole, _WARM)
             turns = []
             for _ in range(self.work.repeats):
-                turns.append(self._turn(whole, phases))
+                turns.append(self._turn(case, whole, parts))
                 done += 1
                 report(done)
             yield self._row(case, turns)
 
-    def _turn(self, whole: Decoder, phases: Decoder) -> _Turn:
-        """One generation of each kind."""
-        self._plain.generate(self._requests)
-        outputs = whole.generate(self._requests)
-        right = all(output.tokens == self._text for output in outputs)
-        phases.generate(self._requests)
-        return _Turn(self._plain.statistics, whole.statistics, phases.statistics, right)
+    def _turn(self, case: Case, whole: Decoder, parts: Decoder) -> _Turn:
+        """One run of each kind."""
+        steps = _steps(self.work, case)
+        right = self._run(self._plain, self.work.new_tokens)
+        right &= self._run(parts, steps)
+        right &= self._run(whole, steps)
+        return _Turn(self._plain.statistics, parts.statistics, whole.statistics, right)
+
+    def _run(self, decoder: Decoder, steps: int) -> bool:
+        """So many steps, far from the end of the texts; whether these are what the target was to say."""
+        decoder.reset_statistics()
+        handles = [decoder.submit(request) for request in self._requests]
+        for _ in range(steps):
+            decoder.step()
+        decoder.abort()
+        texts = [handle.output.tokens for handle in handles]
+        return all(text == self._text[: len(text)] and len(text) >= steps for text in texts)
 
     def _row(self, case: Case, turns: Sequence[_Turn]) -> Row:
         work = self.work
-        verify, draft, other = (median(_phases(turn.phases)[i] for turn in turns) for i in range(3))
+        verify, draft, other = (median(_phases(turn.parts)[i] for turn in turns) for i in range(3))
         pairs = [_speedups(case.tau, turn) for turn in turns]
         # Of each turn by itself: what the machine does meanwhile meets all that it compares.
         predicted, measured = median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
@@ -228,7 +257,7 @@ class Bench:
             verify_step_ms=verify,
             draft_ms=draft,
             other_ms=other,
-            tokens_per_step=median(turn.whole.mean_tokens_per_step for turn in turns),
+            tokens_per_step=sum(turn.whole.mean_tokens_per_step for turn in turns) / len(turns),
             predicted_speedup=predicted,
             measured_speedup=measured,
             measured_over_predicted=median(pair[1] / pair[0] for pair in pairs),
@@ -241,13 +270,13 @@ class Bench:
             **self._machine,
         )
 
-    def _decoder(self, case: Case) -> Decoder:
+    def _decoder(self, case: Case, tau: float) -> Decoder:
         reach = _reach(self.work, case)
         drafter = SyntheticDrafter(
             self._drafter(case),
             self.ops,
             self._script,
-            acceptance(case.tau, reach),
+            acceptance(tau, reach),
             reach,
             nodes=self.work.nodes if case.drafter == "ddtree" else 0,
         )
@@ -281,7 +310,7 @@ class Bench:
 
 def _speedups(tau: float, turn: _Turn) -> tuple[float, float]:
     """Predicted and measured."""
-    predicted = tau * turn.plain.seconds_per_step * _MS / sum(_phases(turn.phases))
+    predicted = tau * turn.plain.seconds_per_step * _MS / sum(_phases(turn.parts))
     return predicted, turn.whole.tokens_per_second / turn.plain.tokens_per_second
 
 

@@ -12,7 +12,7 @@ from .e2e import Row
 
 _LEGEND = (
     "Milliseconds per step; plain: without a drafter; tau: tokens of a step, as asked for; predicted: tau x plain over the sum "
-    "of draft, verify and other; measured: tokens per second over those of plain decoding, in generations of their own."
+    "of draft, verify and other, where no draft is accepted; measured: tokens per second over those of plain decoding."
 )
 # What a prediction and a measurement may differ by.
 _NEAR = 0.1

@@ -165,6 +165,18 @@ class Decoder:
         self.statistics.total_seconds += self._total.lap()
         return not self.idle
 
+    def abort(self) -> None:
+        """End all requests with the reason ``"cancelled"``; every page is free then.
+
+        Raises:
+            RuntimeError: if it is called by a callback.
+        """
+        self._refuse_within("abort")
+        with torch.inference_mode():  # as the steps that made the caches
+            self._end_all("cancelled")
+            if self.drafter is not None:
+                self.drafter.observe(self.batch, [0] * self.batch.size)
+
     def reset_statistics(self) -> None:
         """Count from here on. Times are those of the steps; what is between them is no part of them."""
         self.statistics = Statistics()
@@ -205,7 +217,7 @@ class Decoder:
                 self.statistics.prefill_seconds += self._clock.lap()
             self._step(self._clock)
         except BaseException:
-            self._end_all()
+            self._end_all("error")
             raise
         finally:
             if self.idle and self.drafter is not None:
@@ -230,11 +242,11 @@ class Decoder:
         if self.drafter is not None:
             self.drafter.observe(self.batch, [0] * self.batch.size)
 
-    def _end_all(self) -> None:
+    def _end_all(self, reason: str) -> None:
         """End all requests, and free their pages."""
         live = self.batch.live
         for handle in [*(self._owners[row] for row in live), *self._waiting]:
-            handle.output.finish_reason = handle.output.finish_reason or "error"
+            handle.output.finish_reason = handle.output.finish_reason or reason
         self._waiting.clear()
         for row in live:
             self._release(row)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SHAPES = ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b", "llama-3.2-1b", "llama-3.1-8b")
 DRAFTERS = ("dflash", "ddtree", "eagle3", "ngram", "independent")
 DTYPES = ("float32", "bfloat16", "int8")
-_MOST_DRAFTS = 63
+_MOST_DRAFTS = 63  # bench.e2e.MOST_DRAFTS
 
 
 def bench_e2e(
@@ -63,9 +63,9 @@ def bench_e2e(
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", help="Texts decoded together.")] = 1,
     context: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 128,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each text.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each text in a run.")] = 64,
     temperature: Annotated[float, typer.Option(help="Of the target; 0: always the best token.")] = 0.0,
-    repeats: Annotated[int, typer.Option(metavar="N", help="Generations of each kind, in turns.")] = 5,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Runs of each kind, in turns.")] = 5,
     json_file: JsonOption = None,
     csv_file: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write all rows to FILE as CSV.")
@@ -111,7 +111,7 @@ def bench_e2e(
         with working(f"making {shape} of random weights"):
             made = e2e.Bench(work, ops, machine.describe(where.type))
         console.print(_introduction(work, where), soft_wrap=True)
-        with progress("measuring, in generations", len(cases) * repeats) as told:
+        with progress("measuring, in turns", len(cases) * repeats) as told:
             rows += made.rows(cases, told)
     console.print()
     for part in e2e_report.tables(rows):

@@ -20,7 +20,7 @@ TINY = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 16,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 8192,
 }
 WORK = e2e.Work("qwen3-0.6b", "float32", context=9, new_tokens=30, repeats=1)
 
@@ -43,7 +43,7 @@ def test_each_drafter_gets_the_acceptance_that_was_asked_for(drafter, batch):
     work = replace(WORK, batch=batch, new_tokens=90, temperature=0.7 if batch == 3 else 0.0)
     (row,) = _rows(work, e2e.Case(drafter, 4, 3.0))
     assert row.identical
-    # The last step of a text is cut, and 30 steps are not the law itself.
+    # 30 steps are not the law itself.
     assert abs(row.tokens_per_step - 3.0) < 0.2
     assert (row.drafter, row.num_draft, row.tau, row.batch) == (drafter, 4, 3.0, batch)
     assert row.nodes == (16 if drafter == "ddtree" else None)
@@ -53,6 +53,25 @@ def test_each_drafter_gets_the_acceptance_that_was_asked_for(drafter, batch):
     step = row.verify_step_ms + row.draft_ms + row.other_ms
     assert math.isclose(row.predicted_speedup, 3.0 * row.plain_step_ms / step)
     assert math.isclose(row.measured_over_predicted, row.measured_speedup / row.predicted_speedup)
+
+
+def test_the_parts_of_a_step_are_measured_where_nothing_is_accepted(monkeypatch):
+    seen = []
+    row = e2e.Bench._row
+    monkeypatch.setattr(e2e.Bench, "_row", lambda self, case, turns: seen.extend(turns) or row(self, case, turns))
+    _rows(replace(WORK, repeats=2), e2e.Case("independent", 4, 3.0))
+    for turn in seen:
+        assert turn.right
+        assert turn.plain.steps == 30 and turn.parts.steps == turn.whole.steps == 10
+        assert turn.parts.mean_tokens_per_step == 1 and turn.whole.mean_tokens_per_step > 2
+        assert turn.parts.drafted == [10] * 4 and turn.parts.accepted == [0] * 4
+    assert seen[0].whole is not seen[1].whole
+
+
+def test_positions_must_suffice(monkeypatch):
+    e2e.check(WORK, e2e.Case("ngram", 4, 2.0))
+    with pytest.raises(ValueError, match="must leave room for drafts in 8192 positions, got 9024"):
+        e2e.check(replace(WORK, context=6976), e2e.Case("ngram", 4, 2.0))
 
 
 def test_a_drafter_does_its_own_work(monkeypatch):
@@ -79,7 +98,7 @@ def test_a_tree_reaches_no_farther_than_it_has_nodes():
 
 def test_a_wrong_text_is_found():
     bench = e2e.Bench(WORK, ops, machine.describe())
-    bench._text[-1] = (bench._text[-1] + 1) % TINY["vocab_size"]
+    bench._text[3] = (bench._text[3] + 1) % TINY["vocab_size"]
     rows = list(bench.rows([e2e.Case("ngram", 4, 2.0)], lambda done: None))
     assert not rows[0].identical
     assert any("NOT what the target was to say" in line for line in e2e_report.conclusions(rows))

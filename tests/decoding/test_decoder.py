@@ -453,3 +453,16 @@ def test_exact_text_of_errors(model, text):
     with pytest.raises(ValueError) as raised:
         WRONG[text](model)
     assert str(raised.value) == text
+
+
+def test_abort_ends_all_requests_and_frees_their_pages():
+    model = model_of()
+    requests = requests_of(3, 0.7)
+    decoder = Decoder(model, ops=sk, drafter=NgramDrafter(sk), max_batch=2)
+    handles = [decoder.submit(request) for request in requests]
+    decoder.step()
+    decoder.abort()
+    assert decoder.idle and not any(decoder.batch.active)
+    assert [handle.output.finish_reason for handle in handles] == ["cancelled"] * 3
+    assert handles[0].output.tokens and not handles[2].output.tokens
+    assert [output.tokens for output in decoder.generate(requests)] == plain(model, requests)
