@@ -42,7 +42,7 @@ class Row:
         num_draft: drafts in a row.
         nodes: nodes of a tree; 0: a chain.
         tokens_per_step: tokens that a request gained in a step.
-        step_ms: median time of a step.
+        step_ms: time of a step, the mean of the fastest turn.
         tokens_per_s: their ratio.
         share_of_best: ``tokens_per_s`` over that of the best setting.
         chosen: whether it is what ``auto`` chose.

@@ -39,8 +39,6 @@ DTYPES = {
     "bfloat16": (torch.bfloat16, torch.bfloat16),
     "int8": (torch.float32, torch.int8),
 }
-#: Most drafts in a row.
-MOST_DRAFTS = 63
 # Steps with drafts of a run, at least; and before anything is timed.
 _FEWEST, _WARM = 6, 3
 _MS = 1e3
@@ -149,10 +147,12 @@ def check(work: Work, case: Case) -> None:
     Raises:
         ValueError: if ``tau`` is out of the reach of the drafts, or there are too few positions for the texts.
     """
-    acceptance(case.tau, _reach(work, case))
-    most, need = shapes.SHAPES[work.shape]["max_position_embeddings"], work.context + _farthest(work)
+    reach = _reach(work, case)
+    if not 1 <= case.tau <= reach + 1:
+        raise ValueError(f"acceptance must be from 1 to {reach + 1} with {reach} drafts in a row, got {case.tau:g}")
+    most, need = shapes.SHAPES[work.shape]["max_position_embeddings"], work.context + _farthest(work, [case])
     if need > most:
-        raise ValueError(f"e2e: context and new tokens must leave room for drafts in {most} positions, got {need}")
+        raise ValueError(f"context, new tokens and drafts must fit {most} positions, got {need}")
 
 
 def _reach(work: Work, case: Case) -> int:
@@ -165,9 +165,10 @@ def _steps(work: Work, case: Case) -> int:
     return max(math.ceil(work.new_tokens / case.tau), _FEWEST)
 
 
-def _farthest(work: Work) -> int:
-    """Tokens of a text that no run comes to the end of, whatever is accepted."""
-    return (max(work.new_tokens, _FEWEST, _WARM) + 2) * (MOST_DRAFTS + 1)
+def _farthest(work: Work, cases: Sequence[Case]) -> int:
+    """Tokens of a text that no run comes near the end of, whatever is accepted."""
+    drafted = ((max(_steps(work, case), _WARM) + 1) * (case.num_draft + 1) for case in cases)
+    return max(work.new_tokens + 2, *drafted)
 
 
 class _Turn(NamedTuple):
@@ -182,34 +183,34 @@ class _Turn(NamedTuple):
 class Bench:
     """A target of a shape, and the drafters in front of it, made once for all cases."""
 
-    def __init__(self, work: Work, ops: Any, machine: Mapping[str, Any]) -> None:
+    def __init__(self, work: Work, cases: Sequence[Case], ops: Any, machine: Mapping[str, Any]) -> None:
         """Make the target.
 
         Args:
             work: what shall be measured.
+            cases: and with which drafters.
             ops: the package of the ops.
             machine: the columns of :func:`bench.machine.describe`.
         """
-        self.work, self.ops, self._machine = work, ops, machine
+        self.work, self.cases, self.ops, self._machine = work, cases, ops, machine
+        length = _farthest(work, cases)
         activations, self._weights = DTYPES[work.dtype]
         self.device = torch.device(work.device)
         self._filler = shapes.Filler(activations, self.device)
         self.target = self._ready(shapes.target(work.shape))
         self._drafters: dict[tuple[str, int], Any] = {}
-        self._script = Script(self.target.config.vocab_size, work.context + _farthest(work), self.device)
+        self._script = Script(self.target.config.vocab_size, work.context + length, self.device)
         self._model = cast("Any", ScriptedTarget(self.target, self._script))  # what a decoder needs of a model
         prompt = self._script.tokens[: work.context]
         self._text = self._script.tokens[work.context :]
-        self._requests = [
-            Request(prompt, _farthest(work), work.temperature, seed=i, stop_tokens=()) for i in range(work.batch)
-        ]
+        self._requests = [Request(prompt, length, work.temperature, seed=i, stop_tokens=()) for i in range(work.batch)]
         self._plain = Decoder(self._model, ops=ops, max_batch=work.batch)
         self._run(self._plain, work.new_tokens)  # warms up
 
-    def rows(self, cases: Sequence[Case], report: Callable[[int], None]) -> Iterator[Row]:
+    def rows(self, report: Callable[[int], None]) -> Iterator[Row]:
         """Measure each case; ``report`` is told how many turns are done."""
         done = 0
-        for case in cases:
+        for case in self.cases:
             whole, parts = self._decoder(case, case.tau), self._decoder(case, 1.0)
             self._run(whole, _WARM)
             turns = []

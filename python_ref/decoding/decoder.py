@@ -69,7 +69,8 @@ class Decoder:
             rule: how drafts are verified. ``"match"``: text identical to plain decoding; ``"greedy"``: the argmax,
                 for temperature 0; ``"rejection"``: by the ratio of the laws, which accepts the most of sampled
                 drafts, and keeps the law but not the text.
-            num_draft: most drafts in a row, per request and step; how wide a tree is, its drafter knows.
+            num_draft: most drafts in a row, per request and step; how wide a tree is, its drafter knows. 0: plain decoding,
+                the drafter is not asked. May be changed between generations.
             max_batch: most requests decoded together; others wait.
             page_size: tokens per page of the cache.
             prefill_chunk: prompt tokens per pass.
@@ -94,7 +95,6 @@ class Decoder:
         self.rule = rule if drafter is not None else "match"  # of a chain without drafts: plain decoding
         self.num_draft, self.max_batch, self.prefill_chunk = num_draft, max_batch, prefill_chunk
         self.logprobs, self.trace = logprobs, trace
-        self.features: tuple[int, ...] = tuple(getattr(drafter, "features", ()))
         self.max_positions = model.config.max_positions
         weight = model.model.embed_tokens.weight
         self.device = weight.device
@@ -162,7 +162,7 @@ class Decoder:
                 self._advance()
         finally:
             self._inside = False
-        self.statistics.total_seconds += self._total.lap()
+            self.statistics.total_seconds += self._total.lap()
         return not self.idle
 
     def abort(self) -> None:
@@ -174,12 +174,22 @@ class Decoder:
         self._refuse_within("abort")
         with torch.inference_mode():  # as the steps that made the caches
             self._end_all("cancelled")
-            if self.drafter is not None:
-                self.drafter.observe(self.batch, [0] * self.batch.size)
+            if self.guesser is not None:
+                self.guesser.observe(self.batch, [0] * self.batch.size)
 
     def reset_statistics(self) -> None:
         """Count from here on. Times are those of the steps; what is between them is no part of them."""
         self.statistics = Statistics()
+
+    @property
+    def guesser(self) -> Drafter | None:
+        """The drafter, if drafts are wanted."""
+        return self.drafter if self.num_draft > 0 else None
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Ids of the layers whose outputs the drafter reads."""
+        return tuple(getattr(self.guesser, "features", ()))
 
     def remaining(self, row: int) -> int:
         """Tokens that the request of a row may still get; 0 for an idle row."""
@@ -220,8 +230,8 @@ class Decoder:
             self._end_all("error")
             raise
         finally:
-            if self.idle and self.drafter is not None:
-                self.drafter.observe(self.batch, [0] * self.batch.size)
+            if self.idle and self.guesser is not None:
+                self.guesser.observe(self.batch, [0] * self.batch.size)
 
     def _enqueue(self, request: Request) -> Handle:
         handle = Handle(request, Output(logprobs=None if self.logprobs is None else []))
@@ -239,8 +249,8 @@ class Decoder:
                     self.trace.request(self.batch.serials[row], request)
                 self._prefill(row, request.prompt[:-1])
                 self.statistics.prompt_tokens += len(request.prompt)
-        if self.drafter is not None:
-            self.drafter.observe(self.batch, [0] * self.batch.size)
+        if self.guesser is not None:
+            self.guesser.observe(self.batch, [0] * self.batch.size)
 
     def _end_all(self, reason: str) -> None:
         """End all requests, and free their pages."""
@@ -257,13 +267,13 @@ class Decoder:
         if not self.features:
             prefill(*ready)
             return
-        drafter: Any = self.drafter
+        drafter: Any = self.guesser
         prefill(*ready, self.features, lambda features, start: drafter.prime(self.batch, row, features, start))
 
     def _step(self, clock: Stopwatch) -> None:
         """One step of all live requests, up to the tokens in their texts."""
         live = self.batch.live
-        if self.drafter is None and self.logprobs is None and self.trace is None:
+        if self.guesser is None and self.logprobs is None and self.trace is None:
             step = autoregressive.step(self, clock)
         else:
             step = speculative.step(self, clock)
@@ -273,8 +283,8 @@ class Decoder:
         for row in live:
             committed[row] = self._commit(row, step)
         clock.lap()
-        if self.drafter is not None:
-            self.drafter.observe(self.batch, committed)
+        if self.guesser is not None:
+            self.guesser.observe(self.batch, committed)
             self.statistics.draft_seconds += clock.lap()
 
     def _commit(self, row: int, step: Step) -> int:

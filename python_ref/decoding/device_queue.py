@@ -75,8 +75,9 @@ class DeviceQueue:
         if self._tasks is None:
             self._tasks = queue.SimpleQueue()
             # The thread knows the list of tasks but not this object, and ends with it.
-            threading.Thread(target=_work, args=(self._tasks, self._failure), daemon=True).start()
-            weakref.finalize(self, self._tasks.put, None)
+            thread = threading.Thread(target=_work, args=(self._tasks, self._failure), daemon=True)
+            thread.start()
+            weakref.finalize(self, _end, self._tasks, thread)
         self._tasks.put((task, ticket, torch.get_num_threads()))
         return ticket
 
@@ -104,6 +105,13 @@ class DeviceQueue:
             return torch.tensor(values, dtype=dtype)
         # The allocator of pinned memory gives it to nobody else before the copy has ended.
         return torch.tensor(values, dtype=dtype, pin_memory=True).to(self.device, non_blocking=True)
+
+
+def _end(tasks: queue.SimpleQueue[Any], thread: threading.Thread) -> None:
+    """Let the worker thread end, also where the interpreter does: it must not be within an op then."""
+    tasks.put(None)
+    if thread is not threading.current_thread():
+        thread.join()
 
 
 def _run(task: Task, ticket: Ticket, failure: list[BaseException]) -> None:

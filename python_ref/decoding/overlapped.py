@@ -106,7 +106,7 @@ class OverlappedDecoder:
             model: the target, on the device where it shall run.
             ops: the package of the ops, ``python_ref.ops`` or ``specdec_kernels``; on a GPU the latter.
             drafter: guesses; None: plain decoding. One of :mod:`python_ref.drafters` that has a static form (``ngram``,
-                ``independent``, ``eagle3``), or a :class:`~python_ref.decoding.static_drafter.StaticDrafter`.
+                ``independent``, ``eagle3``, ``dflash``), or a :class:`~python_ref.decoding.static_drafter.StaticDrafter`.
             rule: ``"match"``: text identical to plain decoding; ``"greedy"``: the argmax, for temperature 0.
             num_draft: most drafts in a row, per request and step.
             max_batch: most requests decoded together; others wait.
@@ -221,9 +221,15 @@ class OverlappedDecoder:
         """A request ends here: what is on its way to it is dropped. One that is done already is left as it is.
 
         Its pages are free when the steps that it takes part in have ended, for which :meth:`step` must be called.
+
+        Raises:
+            ValueError: if another decoder has it.
         """
-        if not handle.done:
-            self._scheduler.finish(handle, "cancelled")
+        if handle.done:
+            return
+        if not self._scheduler.knows(handle):
+            raise ValueError("cancel: handle must be of a request of this decoder, got one of another")
+        self._scheduler.finish(handle, "cancelled")
 
     def step(self) -> bool:
         """Launch a step, and read the result of the one before it; whether there is more to do.

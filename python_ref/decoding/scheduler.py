@@ -163,6 +163,10 @@ class Scheduler:
         handle._length += count
         return handle._length >= handle._limit
 
+    def knows(self, handle: Handle) -> bool:
+        """Whether a request is waiting or running here."""
+        return handle in self.waiting or handle in self.running
+
     def finish(self, handle: Handle, reason: str) -> None:
         """A request is over; its pages stay its own until the last round that touched it has ended."""
         handle.output.finish_reason = reason

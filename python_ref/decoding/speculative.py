@@ -59,11 +59,12 @@ def step(decoder: Decoder, clock: Stopwatch) -> Step:
     before = _seconds(statistics)
     remaining = [decoder.remaining(row) for row in range(batch.size)]
     proposal = None
-    if decoder.drafter is not None:
+    drafter = decoder.guesser
+    if drafter is not None:
         limits = [max(0, min(decoder.num_draft, left - 1)) for left in remaining]
-        proposal = decoder.drafter.propose(batch, limits, decoder.rule)
+        proposal = drafter.propose(batch, limits, decoder.rule)
     drafts = _drafts(decoder, proposal)
-    if decoder.drafter is not None:
+    if drafter is not None:
         statistics.draft_seconds += clock.lap()
 
     context_lens = torch.tensor([max(len(text) - 1, 0) for text in batch.texts], device=batch.device)
@@ -216,4 +217,4 @@ def _absorb(decoder: Decoder, tree: Any, made: _Pass, result: Any) -> None:
     if made.rows is not None:
         features = features[made.rows]
     accepted = decoder.ops.kv.gather(features, tree.cu_nodes, result.path, result.num_tokens)
-    decoder.drafter.absorb(decoder.batch, accepted, result.num_tokens)  # type: ignore[union-attr]
+    decoder.guesser.absorb(decoder.batch, accepted, result.num_tokens)  # type: ignore[union-attr]

@@ -287,7 +287,13 @@ class DFlashDrafter:
             worth = self._shares.log_shares().to(device)[:depth].expand_as(scores)
             scores = torch.where(warm[:, None, None], worth, scores)
             best = torch.where(warm[:, None, None], drawn, best)
-            self._shares.expect({batch.serials[row]: (len(batch.texts[row]), drawn[i]) for i, row in enumerate(live)})
+            self._shares.expect(
+                {
+                    batch.serials[row]: (len(batch.texts[row]), drawn[i])
+                    for i, row in enumerate(live)
+                    if batch.requests[row].temperature > 0  # type: ignore[union-attr]
+                }
+            )
         limits = torch.tensor([counts[row] for row in live], device=device)
         absent = torch.arange(depth, device=device) >= limits[:, None]
         log_probs = torch.full((batch.size, depth, self.ranks), -torch.inf, device=device)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SHAPES = ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b", "llama-3.2-1b", "llama-3.1-8b")
 DRAFTERS = ("dflash", "ddtree", "eagle3", "ngram", "independent")
 DTYPES = ("float32", "bfloat16", "int8")
-_MOST_DRAFTS = 63  # bench.e2e.MOST_DRAFTS
+_MOST_DRAFTS = 63
 
 
 def bench_e2e(
@@ -109,10 +109,10 @@ def bench_e2e(
     rows: list[Row] = []
     with engine.find_backend(backend), user_errors():
         with working(f"making {shape} of random weights"):
-            made = e2e.Bench(work, ops, machine.describe(where.type))
+            made = e2e.Bench(work, cases, ops, machine.describe(where.type))
         console.print(_introduction(work, where), soft_wrap=True)
         with progress("measuring, in turns", len(cases) * repeats) as told:
-            rows += made.rows(cases, told)
+            rows += made.rows(told)
     console.print()
     for part in e2e_report.tables(rows):
         console.print(part)

@@ -32,7 +32,7 @@ def _small(monkeypatch):
 
 def _rows(work, *cases):
     told = []
-    rows = list(e2e.Bench(work, ops, machine.describe()).rows(cases, told.append))
+    rows = list(e2e.Bench(work, cases, ops, machine.describe()).rows(told.append))
     assert told == list(range(1, len(cases) * work.repeats + 1))
     return rows
 
@@ -70,8 +70,9 @@ def test_the_parts_of_a_step_are_measured_where_nothing_is_accepted(monkeypatch)
 
 def test_positions_must_suffice(monkeypatch):
     e2e.check(WORK, e2e.Case("ngram", 4, 2.0))
-    with pytest.raises(ValueError, match="must leave room for drafts in 8192 positions, got 9024"):
-        e2e.check(replace(WORK, context=6976), e2e.Case("ngram", 4, 2.0))
+    with pytest.raises(ValueError, match="context, new tokens and drafts must fit 8192 positions, got 8193"):
+        e2e.check(replace(WORK, context=8113), e2e.Case("ngram", 4, 2.0))
+    e2e.check(replace(WORK, context=8112), e2e.Case("ngram", 4, 2.0))
 
 
 def test_a_drafter_does_its_own_work(monkeypatch):
@@ -90,16 +91,16 @@ def test_a_drafter_does_its_own_work(monkeypatch):
 def test_a_tree_reaches_no_farther_than_it_has_nodes():
     work = replace(WORK, nodes=4)
     e2e.check(work, e2e.Case("ddtree", 7, 4.0))
-    with pytest.raises(ValueError, match="tau must be from 1 to 4 with 3 drafts, got 4.1"):
+    with pytest.raises(ValueError, match="acceptance must be from 1 to 4 with 3 drafts in a row, got 4.1"):
         e2e.check(work, e2e.Case("ddtree", 7, 4.1))
     (row,) = _rows(work, e2e.Case("ddtree", 7, 4.0))
     assert row.identical and row.tokens_per_step > 3.5
 
 
 def test_a_wrong_text_is_found():
-    bench = e2e.Bench(WORK, ops, machine.describe())
+    bench = e2e.Bench(WORK, [e2e.Case("ngram", 4, 2.0)], ops, machine.describe())
     bench._text[3] = (bench._text[3] + 1) % TINY["vocab_size"]
-    rows = list(bench.rows([e2e.Case("ngram", 4, 2.0)], lambda done: None))
+    rows = list(bench.rows(lambda done: None))
     assert not rows[0].identical
     assert any("NOT what the target was to say" in line for line in e2e_report.conclusions(rows))
 

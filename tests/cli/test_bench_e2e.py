@@ -42,7 +42,7 @@ def test_rows_come_as_a_table_and_as_files(specdec, tmp_path):
         (("--drafter", "none"), "--drafter must be one of dflash, ddtree, eagle3, ngram, independent, got 'none'"),
         (("--acceptance", "0.5"), "--acceptance must be numbers from 1 with commas, got '0.5'"),
         (("--acceptance", "nan"), "--acceptance must be numbers from 1 with commas, got 'nan'"),
-        (("--acceptance", "9"), "tau must be from 1 to 8 with 7 drafts, got 9"),
+        (("--acceptance", "9"), "acceptance must be from 1 to 8 with 7 drafts in a row, got 9"),
         (("--num-draft", "0"), "--num-draft must be integers from 1 to 63 with commas, got '0'"),
         (("--num-draft", "x"), "--num-draft must be integers from 1 to 63 with commas, got 'x'"),
         (("--nodes", "1"), "--nodes must be at least 2, got 1"),

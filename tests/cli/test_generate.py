@@ -173,8 +173,14 @@ def test_the_number_of_drafts_that_is_the_fastest(go, drafter):
     drafted, written = go("--prompt", SOURCE, "--max-new-tokens", 20, "--drafter", drafter, "--num-draft", "auto")
     assert drafted.stdout == plain.stdout
     points = written["calibration"]
-    rates = [point["tokens_per_step"] / point["step_seconds"] for point in points]
-    assert rates == sorted(rates, reverse=True)
+    worth = [
+        (
+            point["tokens_per_step"] > 1 or point["candidate"]["num_draft"] == 0,
+            point["tokens_per_step"] / point["step_seconds"],
+        )
+        for point in points
+    ]
+    assert worth == sorted(worth, reverse=True)
     chosen = points[0]["candidate"]
     assert chosen == {"num_draft": written["num_draft"], "nodes": written["nodes"]}
     assert (written["nodes"] > 0) == (drafter == "ddtree")

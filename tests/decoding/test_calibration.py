@@ -69,7 +69,7 @@ def test_a_tree_has_a_depth_and_a_number_of_nodes(each):
 def test_it_is_measured_in_turns_on_the_first_tokens_of_the_requests():
     heard = []
     requests = [Request([1], 100, on_tokens=heard.append), Request([2], 9), Request([3])]
-    machine = Machine(lambda n, _: 1.0 + 0.2 * n)
+    machine = Machine(lambda n, _: 1.0 + 0.5 * n)
     told = []
     calibrate(machine, requests, report=told.append)
     assert [(r.prompt, r.max_new_tokens, r.on_tokens) for r in machine.requests] == [([1], 32, None), ([2], 9, None)]
@@ -87,3 +87,16 @@ def test_nothing_to_choose_from_is_refused():
         calibrate(SimpleNamespace(drafter=None), [Request([1])])
     with pytest.raises(ValueError, match="calibrate: requests must not be empty"):
         calibrate(Machine(lambda n, _: 1.0), [])
+
+
+def test_drafts_that_gain_nothing_are_not_made():
+    machine = Machine(lambda n, _: 1.0 - 0.01 * n)  # a clock that is wrong
+    machine.generate([])
+    generate = machine.generate
+
+    def alone(requests):
+        generate(requests)
+        machine.statistics.mean_tokens_per_step = 1.0
+
+    machine.generate = alone
+    assert calibrate(machine, [Request([1])])[0].candidate == Candidate(0)

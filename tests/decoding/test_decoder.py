@@ -466,3 +466,28 @@ def test_abort_ends_all_requests_and_frees_their_pages():
     assert [handle.output.finish_reason for handle in handles] == ["cancelled"] * 3
     assert handles[0].output.tokens and not handles[2].output.tokens
     assert [output.tokens for output in decoder.generate(requests)] == plain(model, requests)
+
+
+def test_without_drafts_nobody_is_asked():
+    model = model_of()
+    requests = requests_of(3, 0.7)
+
+    class Silent:
+        features = (0,)
+
+        def __getattr__(self, name):
+            raise AssertionError(name)
+
+    decoder = Decoder(model, ops=sk, drafter=Silent(), num_draft=0)
+    assert decoder.features == () and decoder.guesser is None
+    assert [output.tokens for output in decoder.generate(requests)] == plain(model, requests)
+
+
+def test_times_are_counted_where_a_callback_raises():
+    def fail(tokens):
+        raise RuntimeError("enough")
+
+    decoder = Decoder(model_of(), ops=sk)
+    with pytest.raises(RuntimeError, match="enough"):
+        decoder.generate([Request([1, 2], max_new_tokens=4, on_tokens=fail)])
+    assert decoder.statistics.decode_seconds > 0

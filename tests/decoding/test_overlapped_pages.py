@@ -26,7 +26,7 @@ def target():
     return model_of(0, num_hidden_layers=6, hidden_size=16, intermediate_size=16, num_attention_heads=2)
 
 
-@pytest.mark.parametrize("name", ["none", "ngram", "independent", "eagle3", "eagle3 tree"])
+@pytest.mark.parametrize("name", ["none", "ngram", "independent", "eagle3", "eagle3 tree", "dflash", "ddtree"])
 def test_random_requests_with_cancellations(name, target):
     """Every text is right, or the beginning of it if it was cancelled; the pages are counted after every few steps."""
     chosen = random.Random(name)

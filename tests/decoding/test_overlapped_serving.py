@@ -345,3 +345,13 @@ def test_statistics_add_up_until_they_are_reset(model):
     assert decoder.statistics.requests == 3
     decoder.reset_statistics()
     assert decoder.statistics.new_tokens == 0
+
+
+def test_a_request_of_another_decoder_cannot_be_cancelled():
+    target = model_of()
+    mine, other = decoder_of(target), decoder_of(target)
+    handle = other.submit(requests_of(1, 0.0)[0])
+    with pytest.raises(ValueError, match="cancel: handle must be of a request of this decoder"):
+        mine.cancel(handle)
+    other.run_until_idle()
+    assert handle.output.finish_reason == "length"

@@ -28,3 +28,30 @@ def test_a_graph_of_a_whole_step_follows_lengths_that_change_on_the_device(backe
 @pytest.mark.parametrize("backend", calls.BACKENDS)
 def test_no_step_waits_for_the_device(backend):
     calls.step_without_sync(backend)
+
+
+@pytest.mark.parametrize("backend", calls.BACKENDS)
+@pytest.mark.parametrize("drafter", ["none", "ngram", "itself"])
+def test_the_overlapped_loop_waits_for_nothing_but_results(backend, drafter):
+    """A run whose shapes have been seen: no call of the host synchronises, but for the events behind the results."""
+    for name in ("safetensors", "tokenizers"):
+        pytest.importorskip(name)
+    import torch
+    from decoding.helpers import model_of, requests_of
+
+    import specdec_kernels as sk
+    from python_ref.decoding import OverlappedDecoder
+    from python_ref.drafters import IndependentDrafter, NgramDrafter
+
+    target = model_of(0).to("cuda")
+    chosen = {"none": None, "ngram": NgramDrafter(sk), "itself": IndependentDrafter(target, sk)}[drafter]
+    requests = requests_of(5, 0.7)
+    with sk.use_backend(backend):
+        decoder = OverlappedDecoder(target, ops=sk, drafter=chosen, num_draft=3, max_batch=4)
+        before = [output.tokens for output in decoder.generate(requests)]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            after = [output.tokens for output in decoder.generate(requests)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert after == before
