@@ -222,6 +222,7 @@ def attend_kernel(
             key_at = key + kv_head * key_heads_stride
             value_at = value + kv_head * value_heads_stride
             context = tl.maximum(tl.load(context_lens + b * context_lens_stride).to(tl.int64), 0)
+            context = tl.minimum(context, 1 << 60)  # beyond any table; sums with it do not overflow
             start, stop, length, splits = cut_context(context, capacity, window, most, shortest, BN)
             first = start + split * length
             last = first + tl.minimum(length, stop - first)  # `length` may be close to 2^31
