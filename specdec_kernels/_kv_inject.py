@@ -55,7 +55,8 @@ def inject(
             every element: it becomes ``x * cosine + partner * sine``. None: no rotation.
         key_caches: ``L`` tensors ``[P, S, Hkv, D]`` float32, bfloat16, float16, float8_e4m3fn or float8_e5m2, all of
             one shape, dtype and strides, of which the last is 1; ``S``, the tokens of a page, is a power of two.
-        value_caches: ``L`` tensors ``[P, S, Hkv, D]``, likewise; their dtype and strides may be others than the keys'.
+        value_caches: ``L`` tensors ``[P, S, Hkv, D]``, likewise; their dtype and strides may be others than the keys'. No
+            two caches may have memory in common; those that begin at the same address are refused.
         block_table: ``[B, max_pages]`` int32 or int64: position ``t`` of request ``b`` lies in page
             ``block_table[b, t // S]``, slot ``t % S``. With ``table_rows`` ``[rows, max_pages]``.
         context_lens: ``[B]`` int32 or int64, position of row 0 of each request. Below 0 counts as 0, status 8.
@@ -78,8 +79,8 @@ def inject(
     Raises:
         ValueError, TypeError: on a wrong shape, dtype, stride or device.
 
-    Deterministic; the same bits on every backend, for a row in any company. CUDA-graph safe: lengths are read on the
-    device.
+    Deterministic; the same bits on every backend, but for those of a NaN, which stays some NaN, and for a row in any
+    company. CUDA-graph safe: lengths are read on the device.
     Complexity: one read of the valid rows, one write. One launch up to 64 layers; on ``triton`` one for each eight.
     Source: DFlash, Chen et al. 2026, arXiv 2602.06036 (KV injection).
     """
@@ -114,6 +115,8 @@ def inject(
         if value_caches[0].shape[:2] != key_caches[0].shape[:2]:
             shape = list(value_caches[0].shape)
             raise ValueError(f"{op}: value_caches[0] must have the pages of key_caches[0], got {shape}")
+        sides = (("key_caches", key_caches), ("value_caches", value_caches))
+        _validate.distinct(op, [(f"{name}[{i}]", cache) for name, caches in sides for i, cache in enumerate(caches)])
         for name, scale in (("key_scale", key_scale), ("value_scale", value_scale)):
             _check_scale(op, name, scale, layers, heads, device)
         _validate.pages(op, block_table, table_rows, context_lens, batch, device)

@@ -7,6 +7,7 @@ They look at shapes, dtypes and devices only, never at values: no check reads th
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ INT32 = (torch.int32,)
 INT64 = (torch.int64,)
 FLOAT32 = (torch.float32,)
 BOOL = (torch.bool,)
+
+#: Largest float32.
+MOST = 3.4028234663852886e38
 
 DEBUG = os.environ.get("SPECDEC_DEBUG", "0") not in ("", "0")
 
@@ -97,6 +101,16 @@ def integer(op: str, name: str, value: int, low: int, high: int | None = None) -
         raise ValueError(f"{op}: {name} must be {bounds}, got {value}")
 
 
+def number(op: str, name: str, value: float, low: float = -MOST) -> None:
+    """Check a host number: a finite float32, not below a bound. A tensor is none: to read it would wait for a device."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
+    if not value >= low and low > -MOST:
+        raise ValueError(f"{op}: {name} must be at least {low:g}, got {value}")
+    if not -MOST <= value <= MOST:
+        raise ValueError(f"{op}: {name} must be a finite float32, got {value}")
+
+
 def flag(op: str, name: str, value: bool) -> None:
     """Check a host flag."""
     if not isinstance(value, bool):
@@ -159,6 +173,31 @@ def pair(op: str, name: str, value: object, kind: str = "a pair of tensors") -> 
     """Check that something is a pair."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{op}: {name} must be {kind}, got {type(value).__name__}")
+
+
+def distinct(op: str, named: Sequence[tuple[str, Tensor]]) -> None:
+    """Check that no two tensors that are written begin at the same place."""
+    seen: dict[int, str] = {}
+    for name, value in named:
+        if type(value) is not Tensor or torch.compiler.is_compiling() or value.numel() == 0:
+            continue
+        before = seen.setdefault(value.data_ptr(), name)
+        if before != name:
+            raise ValueError(f"{op}: {name} must not be in the memory of another, got that of {before}")
+
+
+def apart(op: str, name: str, out: Tensor, others: Sequence[tuple[str, Tensor]]) -> None:
+    """Check that a contiguous tensor that is written has no memory between the first and the last element of others."""
+    if type(out) is not Tensor or torch.compiler.is_compiling():
+        return
+    begin, size = out.data_ptr(), out.numel() * out.element_size()
+    for other_name, other in others:
+        first = other.data_ptr()
+        if first >= begin + size or other.numel() == 0 or size == 0:
+            continue
+        reach = sum((count - 1) * stride for count, stride in zip(other.shape, other.stride(), strict=True))
+        if begin < first + (reach + 1) * other.element_size():
+            raise ValueError(f"{op}: {name} must not overlap {other_name}, got memory of both")
 
 
 def sampling(

@@ -16,6 +16,9 @@ __all__ = ["merge_states", "tree_attention"]
 #: Largest head sizes of keys and of values.
 MAX_KEY_DIM, MAX_VALUE_DIM = 576, 512
 
+#: Largest window.
+MAX_WINDOW = 2**63 - 1
+
 
 def tree_attention(
     query: Tensor,
@@ -57,8 +60,8 @@ def tree_attention(
         context_lens: ``[B]`` int32 or int64, committed tokens; all of them are visible. Below 0 counts as 0, status 8.
         tree: the new tokens. The KV of node ``i`` lies at position ``context_lens[b] + slots[i]`` (``slots`` None: ``i``),
             its rotary position is ``context_lens[b] + depths[i]``.
-        scale: factor of the scores; None: ``1 / sqrt(D)``.
-        softcap: ``c`` in ``c * tanh(score / c)``; 0 is off.
+        scale: factor of the scores, finite; None: ``1 / sqrt(D)``.
+        softcap: ``c`` in ``c * tanh(score / c)``, finite; 0 is off.
         window: a key is visible iff its rotary position is less than ``window`` before the query's; 0 is off.
         sinks: ``[Hq]`` float32, logits that take part in the denominator alone.
         visibility: ``"tree"``, or ``"block"``: every node sees every node of its request (DFlash).
@@ -70,21 +73,26 @@ def tree_attention(
         table_rows: ``[B]`` int32 or int64, row of ``block_table`` of each request.
         active: ``[B]`` bool; other requests are no-ops.
         status: ``[B]`` int32, is overwritten with bits of :class:`~specdec_kernels.types.Status`: 8 for a malformed tree
-            (the root attends alone), 16 where a visible page id is out of range (its keys count as not visible).
+            (the root attends alone), for rows that an earlier request has or that are no range (offsets ascend; the
+            request attends nothing), and where a visible node has a slot below 0 (it counts as not visible); 16 where a
+            visible page id is out of range (its keys count as not visible).
         backend: see :func:`specdec_kernels.use_backend`.
-        out: ``(out, lse)`` of an earlier call of the same shapes, written in place.
+        out: ``(out, lse)`` of an earlier call of the same shapes, written in place; not in the memory of the query or of
+            a cache.
 
     Returns:
         ``out [Tq, Hq, Dv]`` in the dtype of the query, and ``lse [Tq, Hq]`` float32: the natural log of the denominator,
         the sink included. Rows of no live node get 0 and -inf, and rows that
-        see nothing 0 and their sink, -inf where there is none.
+        see nothing 0 and their sink, -inf where there is none. A score or a sink that is NaN or +inf makes a row and its
+        ``lse`` NaN; a value that is NaN or infinite makes its column not finite in the rows that see it, even where its
+        weight is 0.
 
     Raises:
         ValueError, TypeError: on a wrong shape, dtype, stride, device or choice.
 
-    Deterministic; a request has the same bits in any batch. On the CPU a row has the same bits whatever other rows
-    there are, and whether what it sees lies in the context or in the tree. CUDA-graph safe: lengths are read on the
-    device.
+    Deterministic; a request has the same bits in any batch, on ``triton`` in any of the same ``tree.max_nodes`` (and
+    with ``query_nodes`` of as many rows). On the CPU a row has the same bits whatever other rows there are, and whether
+    what it sees lies in the context or in the tree. CUDA-graph safe: lengths are read on the device.
     Complexity: one read of the visible keys and values for all nodes and query heads of a key/value head.
     Source: FlashAttention-2, Dao 2023, arXiv 2307.08691, section 3; split over keys: Flash-Decoding, Dao et al. 2023.
     """
@@ -104,12 +112,7 @@ def tree_attention(
         if kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"{op}: query must have a multiple of {kv_heads} heads, got {heads}")
         _validate.pages(op, block_table, table_rows, context_lens, batch, device)
-        for name, value in (("scale", scale), ("softcap", softcap)):
-            if value is not None and not isinstance(value, (int, float)):
-                raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
-        if not softcap >= 0:
-            raise ValueError(f"{op}: softcap must be at least 0, got {softcap}")
-        _validate.integer(op, "window", window, 0)
+        _check_numbers(op, scale, softcap, window)
         if sinks is not None:
             _validate.tensor(op, "sinks", sinks, (heads,), _validate.FLOAT32, device)
         _validate.choice(op, "visibility", visibility, VISIBILITIES)
@@ -117,11 +120,19 @@ def tree_attention(
         _validate.cache_scale(op, "value_scale", value_scale, kv_heads, device)
         _validate.options(op, active, status, batch, device)
         if out is not None:
+            _validate.pair(op, "out", out)
             _validate.output(op, "out[0]", out[0], (rows, heads, value_cache.shape[3]), (query.dtype,), device)
             _validate.output(op, "out[1]", out[1], (rows, heads), _validate.FLOAT32, device)
+            check_memory(*out)
+
+    def check_memory(of_out: Tensor, of_lse: Tensor) -> None:
+        read = (("query", query), ("key_cache", key_cache), ("value_cache", value_cache))
+        _validate.apart(op, "out[0]", of_out, read)
+        _validate.apart(op, "out[1]", of_lse, (*read, ("out[0]", of_out)))
 
     def launch(kernel: Callable[..., None]) -> tuple[Tensor, Tensor]:
         _validate.bounds(op, tree)
+        _check_numbers(op, scale, softcap, window)
         _validate.choice(op, "visibility", visibility, VISIBILITIES)
         rows, heads, dim = query.shape
         made = out
@@ -130,6 +141,8 @@ def tree_attention(
                 query.new_empty((rows, heads, value_cache.shape[3])),
                 query.new_empty((rows, heads), dtype=torch.float32),
             )
+        else:
+            check_memory(*made)
         flags = _validate.flags(status, tree.cu_nodes, tree.cu_nodes.shape[0] - 1)
         kernel(
             *(query, key_cache, value_cache, block_table, table_rows, context_lens, *tree[:5], tree.slots),
@@ -140,6 +153,17 @@ def tree_attention(
         return made
 
     return _backend.run("attention_tree_attention", backend, query, check, launch)
+
+
+def _check_numbers(op: str, scale: float | None, softcap: float, window: int) -> None:
+    """Check the host numbers, which native launchers would convert."""
+    usual = type(softcap) is float and type(window) is int and (scale is None or type(scale) is float)
+    if usual and 0 <= softcap <= _validate.MOST and 0 <= window <= MAX_WINDOW and abs(scale or 0.0) <= _validate.MOST:
+        return  # what follows finds the words for all others
+    if scale is not None:
+        _validate.number(op, "scale", scale)
+    _validate.number(op, "softcap", softcap, 0)
+    _validate.integer(op, "window", window, 0, MAX_WINDOW)
 
 
 def _head_size(op: str, name: str, value: int, most: int) -> None:
@@ -165,7 +189,8 @@ def merge_states(
         out: ``(out, lse)`` of an earlier call of the same shapes, written in place.
 
     Returns:
-        ``[T, H, D]`` in the dtype of ``values``, and ``[T, H]`` float32; 0 and -inf where all parts are ignored.
+        ``[T, H, D]`` in the dtype of ``values``, and ``[T, H]`` float32; 0 and -inf where all parts are ignored, NaN
+        where a part has NaN or +inf.
 
     Raises:
         ValueError, TypeError: on a wrong shape, dtype, stride or device.
@@ -183,6 +208,7 @@ def merge_states(
             raise ValueError(f"{op}: values must have unit stride in the last dimension, got {values.stride(3)}")
         _validate.tensor(op, "lses", lses, (rows, parts, heads), _validate.FLOAT32, values.device)
         if out is not None:
+            _validate.pair(op, "out", out)
             _validate.output(op, "out[0]", out[0], (rows, heads, dim), (values.dtype,), values.device)
             _validate.output(op, "out[1]", out[1], (rows, heads), _validate.FLOAT32, values.device)
 

@@ -57,14 +57,16 @@ def write(
         key_scale: ``[1]`` or ``[Hkv]`` float32, what stored keys are to be multiplied by.
         value_scale: the same for values.
         active: ``[B]`` bool; other requests are no-ops.
-        status: ``[B]`` int32, is overwritten with bits of :class:`~specdec_kernels.types.Status`: 8, and 16 where a
-            page id is out of range (the row is not written).
+        status: ``[B]`` int32, is overwritten with bits of :class:`~specdec_kernels.types.Status`: 8, also where a slot
+            is below 0 (the row is not written) or ``cu_queries`` names no range of rows (none is); 16 where a page id is
+            out of range (the row is not written).
         backend: see :func:`specdec_kernels.use_backend`.
 
     Raises:
         ValueError, TypeError: on a wrong shape, dtype, stride or device.
 
-    Deterministic; the same bits on every backend. CUDA-graph safe: lengths are read on the device.
+    Deterministic; the same bits on every backend, but for those of a NaN, which stays some NaN. CUDA-graph safe: lengths
+    are read on the device.
     Complexity: one read of the rows, one write.
     """
     op = "kv.write"
@@ -142,7 +144,7 @@ def commit(
         buffers: tensors ``[num_pages, page_size, ...]`` with any trailing dimensions, strides and dtype, or groups of
             them with tables, page sizes, lengths or slots of their own (:class:`~specdec_kernels.types.KvBuffers`).
             Page sizes are powers of two. No memory may be named twice (a value cache that is a view of the key cache
-            is moved with it).
+            is moved with it); only tensors that begin at the same address are refused.
         block_table: ``[B, max_pages]`` int32 or int64: position ``t`` of request ``b`` lies in page
             ``block_table[b, t // page_size]``, slot ``t % page_size``. With ``table_rows`` ``[rows, max_pages]``.
             None if every group has its own.
@@ -183,7 +185,8 @@ def commit(
             _check_tensors(op, group, first, device)
             _check_tables(op, f"buffers.groups[{number}].", buffers.groups[number], group, cu_nodes, batch, device)
             first += len(group.tensors)
-        _check_distinct(op, [tensor for group in _groups(op, buffers, call) for tensor in group.tensors])
+        tensors = [tensor for group in _groups(op, buffers, call) for tensor in group.tensors]
+        _validate.distinct(op, [(f"buffers[{i}]", tensor) for i, tensor in enumerate(tensors)])
 
     def launch(kernel: Callable[..., None]) -> None:
         groups = _groups(op, buffers, call)
@@ -279,17 +282,6 @@ def _check_tables(
         _validate.tensor(op, name_of("slots"), group.slots, ("T",), _validate.INT32, device)
         if cu_nodes is None:
             raise ValueError(f"{op}: cu_nodes must be given with slots, got None")
-
-
-def _check_distinct(op: str, tensors: Sequence[Tensor]) -> None:
-    """Check that no two tensors begin at the same place: their rows would be moved twice."""
-    seen: dict[int, int] = {}
-    for i, tensor in enumerate(tensors):
-        if type(tensor) is not Tensor or torch.compiler.is_compiling() or tensor.numel() == 0:
-            continue
-        before = seen.setdefault(tensor.data_ptr(), i)
-        if before != i:
-            raise ValueError(f"{op}: buffers[{i}] must not be in the memory of another, got that of buffers[{before}]")
 
 
 def gather(

@@ -214,7 +214,8 @@ def from_beams(
     Raises:
         ValueError, TypeError: on a wrong shape, device, dtype or range.
 
-    Deterministic; independent of the batch. CUDA-graph safe. Complexity: ``O(M log M)`` per request.
+    Deterministic; independent of the batch. CUDA-graph safe. Complexity: ``O(M log M)`` per request; on ``triton``
+    ``O(M^2 log D)``, many candidates at a time.
     Source: EAGLE-2, Li et al. 2024, arXiv 2406.16858, section 4.2.
     """
     op = "tree.from_beams"
@@ -300,8 +301,9 @@ def best_first(
     Raises:
         ValueError, TypeError: on a wrong shape, device, dtype or range.
 
-    Deterministic; without ``total_budget`` independent of the batch. CUDA-graph safe. Reads of each law no more ranks
-    than there may be nodes. Complexity: ``O(N log N)`` per request.
+    Deterministic; without ``total_budget`` independent of the batch. CUDA-graph safe. Of each law it looks at no more
+    ranks that are present than there may be nodes, at absent ones before them, and at few behind. Complexity: ``O(N log
+    N)`` per request.
     Source: DDTree, arXiv 2604.12989.
     """
     op = "tree.best_first"

@@ -41,6 +41,14 @@ inline std::string shape_text(const Tensor& tensor) {
   return text.str();
 }
 
+// Where a tensor lies. Never null, because a null view is an absent argument, and a tensor without elements may lie
+// nowhere.
+inline void* address_of(const Tensor& tensor) {
+  alignas(64) static char nowhere[64];
+  void* data = tensor.data_ptr();
+  return data == nullptr ? nowhere : data;
+}
+
 // The device that a module's kernels read.
 enum class Device { cpu, cuda };
 
@@ -85,7 +93,7 @@ class Arguments {
   // A [size] tensor of int32 or int64.
   IndexView index(const char* name, const Tensor& tensor, int64_t size) const {
     check_size(name, tensor, size);
-    return {tensor.data_ptr(), tensor.stride(0), is_wide(name, tensor)};
+    return {address_of(tensor), tensor.stride(0), is_wide(name, tensor)};
   }
   IndexView index(const char* name, const OptionalTensor& tensor, int64_t size) const {
     return tensor ? index(name, *tensor, size) : IndexView{};
@@ -100,7 +108,7 @@ class Arguments {
   Strided<T> vector(const char* name, const Tensor& tensor, int64_t size) const {
     check_size(name, tensor, size);
     check_type<T>(name, tensor);
-    return {static_cast<T*>(tensor.data_ptr()), tensor.stride(0)};
+    return {static_cast<T*>(address_of(tensor)), tensor.stride(0)};
   }
   template <class T>
   Strided<T> vector(const char* name, const OptionalTensor& tensor, int64_t size) const {

@@ -27,7 +27,7 @@ inline InjectScale read_layer_scale(const Arguments& a, const char* name, const 
   const bool one = tensor->size(1) == 1;
   SPECDEC_CHECK(tensor->size(0) == layers && (one || tensor->size(1) == heads), a.op(), ": ", name,
                 " must have shape [", layers, ", ", heads, "], got ", shape_text(*tensor));
-  scale.data = static_cast<const float*>(tensor->data_ptr());
+  scale.data = static_cast<const float*>(address_of(*tensor));
   scale.layer_stride = tensor->stride(0);
   scale.head_stride = one ? 0 : tensor->stride(1);
   return scale;
@@ -72,7 +72,7 @@ inline void read_inject_tables(const Arguments& a, const OptionalTensor& key_nor
     SPECDEC_CHECK(key_norm->size(0) == p.layers && key_norm->size(1) == p.dim, a.op(), ": key_norm must have shape [",
                   p.layers, ", ", p.dim, "], got ", shape_text(*key_norm));
     check_unit_stride(a, "key_norm", *key_norm);
-    p.norm = {key_norm->data_ptr(), a.float_type("key_norm", *key_norm), key_norm->stride(0), 0, p.layers};
+    p.norm = {address_of(*key_norm), a.float_type("key_norm", *key_norm), key_norm->stride(0), 0, p.layers};
   }
   if (cos_sin) {
     a.check_rank("cos_sin", *cos_sin, 3);
@@ -80,7 +80,7 @@ inline void read_inject_tables(const Arguments& a, const OptionalTensor& key_nor
                   ": cos_sin must have shape [max_positions, 2, ", p.dim, "], got ", shape_text(*cos_sin));
     SPECDEC_CHECK(p.dim % 2 == 0, a.op(), ": projected must have an even last dimension to be turned, got ", p.dim);
     check_unit_stride(a, "cos_sin", *cos_sin);
-    p.angles = {cos_sin->data_ptr(), a.float_type("cos_sin", *cos_sin), cos_sin->stride(0), cos_sin->stride(1),
+    p.angles = {address_of(*cos_sin), a.float_type("cos_sin", *cos_sin), cos_sin->stride(0), cos_sin->stride(1),
                 cos_sin->size(0)};
   }
   if (positions) {
@@ -88,7 +88,7 @@ inline void read_inject_tables(const Arguments& a, const OptionalTensor& key_nor
     a.check_rank("positions", *positions, 2);
     SPECDEC_CHECK(positions->size(0) == p.batch && positions->size(1) == p.width, a.op(),
                   ": positions must have shape [", p.batch, ", ", p.width, "], got ", shape_text(*positions));
-    p.positions = {positions->data_ptr(), positions->stride(0), a.is_wide("positions", *positions)};
+    p.positions = {address_of(*positions), positions->stride(0), a.is_wide("positions", *positions)};
     p.position_column_stride = positions->stride(1);
   }
 }
@@ -133,6 +133,15 @@ void kv_inject(const Tensor& projected, const OptionalTensor& key_norm, const Op
       ": value_caches[0] must have the pages of key_caches[0], got ", shape_text(value_caches[0]));
   p.sides[0].scale = read_layer_scale(a, "key_scale", key_scale, p.layers, p.heads);
   p.sides[1].scale = read_layer_scale(a, "value_scale", value_scale, p.layers, p.heads);
+  check_distinct(
+      a, 2 * key_caches.size(),
+      [&](size_t i) -> const Tensor& {
+        return i < key_caches.size() ? key_caches[i] : value_caches[i - key_caches.size()];
+      },
+      [&](size_t i) {
+        const bool key = i < key_caches.size();
+        return (key ? "key_caches[" : "value_caches[") + std::to_string(key ? i : i - key_caches.size()) + "]";
+      });
   p.table = read_block_table(a, block_table, table_rows, p.batch);
   p.context_lens = a.index("context_lens", context_lens, p.batch);
   p.num_tokens = read_int32(a, "num_tokens", num_tokens, p.batch);

@@ -151,20 +151,6 @@ inline void read_buffer(const Arguments& a, const Tensor& tensor, size_t number,
   }
 }
 
-// No two tensors begin at the same place.
-inline void check_distinct(const Arguments& a, const Tensors& tensors) {
-  std::vector<std::pair<const void*, size_t>> found;
-  found.reserve(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    if (tensors[i].numel() > 0) found.push_back({tensors[i].data_ptr(), i});
-  }
-  std::sort(found.begin(), found.end());
-  for (size_t i = 1; i < found.size(); ++i) {
-    SPECDEC_CHECK(found[i].first != found[i - 1].first, a.op(), ": buffers[", found[i].second,
-                  "] must not be in the memory of another, got that of buffers[", found[i - 1].second, "]");
-  }
-}
-
 template <class Backend>
 void kv_commit(const Tensors& tensors, const std::vector<int64_t>& group_sizes, const Tensors& block_tables,
                const OptionalTensors& table_rows, const Tensors& context_lens, const OptionalTensors& slots,
@@ -217,7 +203,7 @@ void kv_commit(const Tensors& tensors, const std::vector<int64_t>& group_sizes, 
   }
   SPECDEC_CHECK(next == tensors.size(), a.op(), ": group_sizes must count the buffers, got ", next, " of ",
                 tensors.size());
-  check_distinct(a, tensors);
+  check_distinct(a, tensors.size(), [&](size_t i) -> const Tensor& { return tensors[i]; }, BufferRows::buffer_name);
   p.buffers = buffers.data();
   p.buffer_count = static_cast<int64_t>(buffers.size());
   p.groups = groups.data();

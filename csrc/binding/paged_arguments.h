@@ -2,6 +2,10 @@
 // Paged caches, block tables and the nodes of a call among the arguments of an op, as torch-free views.
 #pragma once
 
+#include <algorithm>
+#include <utility>
+#include <vector>
+
 #include "../common/attention_params.h"
 #include "../common/paged_view.h"
 #include "tree_arguments.h"
@@ -58,6 +62,23 @@ inline BlockTable read_block_table(const Arguments& a, const Tensor& table, cons
   SPECDEC_CHECK(rows.has_value() || view.table_rows == batch, a.op(), ": block_table must have ", batch, " rows, got ",
                 view.table_rows);
   return view;
+}
+
+// No two of the tensors that are written begin at the same place. `tensor_at` and `name_of` take a number below
+// `count`.
+template <class TensorAt, class NameOf>
+void check_distinct(const Arguments& a, size_t count, const TensorAt& tensor_at, const NameOf& name_of) {
+  std::vector<std::pair<const void*, size_t>> found;
+  found.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    const Tensor& tensor = tensor_at(i);
+    if (tensor.numel() > 0) found.push_back({tensor.data_ptr(), i});
+  }
+  std::sort(found.begin(), found.end());
+  for (size_t i = 1; i < found.size(); ++i) {
+    SPECDEC_CHECK(found[i].first != found[i - 1].first, a.op(), ": ", name_of(found[i].second),
+                  " must not be in the memory of another, got that of ", name_of(found[i - 1].second));
+  }
 }
 
 // One factor, or one for each of `heads`.

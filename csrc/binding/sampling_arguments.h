@@ -42,16 +42,13 @@ inline MaskView read_mask(const Arguments& a, const OptionalTensor& allowed, con
   a.check_rank("allowed", *allowed, 2);
   a.check_shape("allowed", *allowed, allowed->size(0), vocab > 0 ? (vocab + 31) / 32 : allowed->size(1));
   a.check_type<int32_t>("allowed", *allowed);
-  view.words = static_cast<const int32_t*>(allowed->data_ptr());
+  view.words = static_cast<const int32_t*>(address_of(*allowed));  // an empty mask restricts all the same
   view.rows = allowed->size(0);
   view.columns = allowed->size(1);
   view.row_stride = allowed->stride(0);
   view.index = a.index(name, index, owners);
   SPECDEC_CHECK(index.has_value() || view.rows >= owners, a.op(), ": allowed must have at least ", owners,
                 " rows, got ", view.rows);
-  // An empty mask has no memory, but restricts all the same.
-  static const int32_t none = 0;
-  if (view.words == nullptr) view.words = &none;
   return view;
 }
 

@@ -206,7 +206,10 @@ int64_t check_write(uint64_t seed, bool spoil) {
     const int64_t count = counts[i] < 0 ? 1 : counts[i];
     if (counts[i] < 0 || (count > 0 && contexts[i] < 0)) status[i] |= kMalformed;
     int64_t begin = some ? cu_queries[i] : cu_nodes[i], end = some ? cu_queries[i + 1] : cu_nodes[i + 1];
-    if (begin < 0 || end > rows) end = begin;
+    if (begin < 0 || begin > end || end > rows) {
+      status[i] |= kMalformed;
+      end = begin;
+    }
     for (int64_t row = begin; row < end; ++row) {
       const int64_t node = some ? query_nodes[static_cast<size_t>(row)] : row - begin;
       if (node < 0 || node >= count) continue;

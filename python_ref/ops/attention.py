@@ -11,10 +11,23 @@ from torch import Tensor
 from ..types import MALFORMED, PAGE_OUT_OF_RANGE
 from . import checks
 from .nodes import Nodes
-from .paging import CACHES, Table, check_pages, check_queries, check_scale, query_rows, scales_of, slots_of
+from .paging import (
+    CACHES,
+    Table,
+    check_pages,
+    check_queries,
+    check_scale,
+    owned,
+    query_rows,
+    scales_of,
+    slots_of,
+)
 
 VISIBILITIES = ("tree", "block")
 MAX_KEY_DIM, MAX_VALUE_DIM = 576, 512
+
+#: No context is longer: sums with it do not overflow.
+_MOST_CONTEXT = 1 << 60
 
 
 def tree_attention(
@@ -68,12 +81,14 @@ def tree_attention(
         cu_queries: ``[B+1]`` int32, rows of each request; given with ``query_nodes``.
         table_rows: ``[B]`` int32 or int64, row of the block table of each request; None: its own number.
         active: ``[B]`` bool; other requests do nothing.
-        status: ``[B]`` int32, receives status bits: 8 malformed tree, 16 a visible page out of range (not visible).
+        status: ``[B]`` int32, receives status bits: 8 malformed tree, offsets that do not ascend, or a visible node with
+            a slot below 0 (not visible); 16 a visible page out of range (not visible).
         out: ``(out, lse)`` to write into.
 
     Returns:
         ``[Tq, Hq, Dv]`` in the dtype of the query, and the log of the denominator ``[Tq, Hq]`` float32; 0 and -inf for
-        rows of no live node; 0 and the sink, or -inf without one, where nothing is visible.
+        rows of no live node and of requests whose offsets do not ascend; 0 and the sink, or -inf without one, where
+        nothing is visible. A score or a sink of +inf, or NaN, makes both NaN.
 
     Raises:
         TypeError, ValueError: on a wrong dtype, shape or choice.
@@ -95,26 +110,36 @@ def tree_attention(
     result = torch.zeros((rows, heads, value_dim), dtype=torch.float64)
     lse = torch.full((rows, heads), -math.inf, dtype=torch.float64)
     flags = [0] * batch
+    owns = owned(tree.cu_nodes if cu_queries is None else cu_queries, rows)
     for b in range(batch):
+        if active is not None and not bool(active[b]):
+            continue
         nodes = Nodes(tree, b)
-        if (active is not None and not bool(active[b])) or not nodes.count:
-            flags[b] = MALFORMED * nodes.malformed * (active is None or bool(active[b]))
+        flags[b] = MALFORMED * (nodes.malformed or not owns[b])
+        if not nodes.count:
             continue
         context = int(context_lens[b])
-        flags[b] = MALFORMED * (nodes.malformed or context < 0)
-        context = max(context, 0)
-        chosen = query_rows(nodes, b, query_nodes, cu_queries)
+        flags[b] |= MALFORMED * (context < 0)
+        context = min(max(context, 0), _MOST_CONTEXT)
+        chosen = query_rows(nodes, b, query_nodes, cu_queries) if owns[b] else []
         if not chosen:
             continue
+        table = Table(block_table, table_rows, b)
+        base = min(context, table.row.numel() * key_cache.shape[1])  # the rest of the context has no page
         depths = torch.tensor(nodes.depths[: nodes.count])
-        stored = torch.cat((torch.arange(context), context + slots_of(tree, nodes)))
-        rotary = torch.cat((torch.arange(context), context + depths))
+        slots = slots_of(tree, nodes)
+        stored = torch.cat((torch.arange(base), torch.where(slots < 0, -1, context + slots)))
+        rotary = torch.cat((torch.arange(base), context + depths))
         mine = torch.tensor([node for _, node in chosen])
-        visible = _visible(nodes, mine, context, visibility)
+        visible = _visible(nodes, mine, base, visibility)
+        last = int(depths[mine].min())  # of what a window hides, the row that sees most
+        beyond = base < context and (window <= 0 or last < window - 1)
         if window > 0:
             visible &= (context + depths[mine]).unsqueeze(1) - rotary < window
-        page, slot, there = Table(block_table, table_rows, b).locate(stored, *key_cache.shape[:2])
-        flags[b] |= PAGE_OUT_OF_RANGE * bool((visible & ~there).any())
+        page, slot, there = table.locate(stored, *key_cache.shape[:2])
+        missing = (visible & ~there).any(0)
+        flags[b] |= MALFORMED * bool((missing & (stored < 0)).any())
+        flags[b] |= PAGE_OUT_OF_RANGE * (beyond or bool((missing & (stored >= 0)).any()))
         visible &= there
         needed = visible.any(0).nonzero()[:, 0]  # nothing else is read
         keys = _read(key_cache, page[needed], slot[needed], key_scale)
@@ -129,8 +154,9 @@ def tree_attention(
         total = scores.logsumexp(-1) if needed.numel() else torch.full(scores.shape[:2], -math.inf).double()
         if sinks is not None:
             total = torch.logaddexp(total, sinks.double().cpu())
+        total = total.masked_fill(total == math.inf, math.nan)
         weights = (scores - total.unsqueeze(-1)).exp().masked_fill(~seen | (total == -math.inf).unsqueeze(-1), 0.0)
-        result[where] = _mix(weights.unflatten(1, (kv_heads, -1)), values).flatten(1, 2)
+        result[where] = _mix(weights.unflatten(1, (kv_heads, -1)), values, visible[:, needed]).flatten(1, 2)
         lse[where] = total
     if status is not None:
         status.copy_(torch.tensor(flags, dtype=torch.int32))
@@ -173,15 +199,15 @@ def _read(cache: Tensor, page: Tensor, slot: Tensor, scale: Tensor | None) -> Te
     return found.float().double().cpu() * scales_of(scale, cache.shape[2]).unsqueeze(1)
 
 
-def _mix(weights: Tensor, values: Tensor) -> Tensor:
-    """``[rows, Hkv, G, Dv]``: values by weights; a weight of 0 takes nothing, whatever the value."""
+def _mix(weights: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """``[rows, Hkv, G, Dv]``: values by weights; what a row does not see adds nothing, whatever the value."""
     mixed = torch.einsum("rkgt,tkd->rkgd", weights, torch.nan_to_num(values, 0.0, 0.0, 0.0))
     odd = ~torch.isfinite(values)
     if bool(odd.any()):
         extra = torch.where(odd, values, 0.0)
         for t in odd.flatten(1).any(1).nonzero()[:, 0].tolist():
-            takes = weights[..., t] != 0
-            mixed += torch.where(takes.unsqueeze(-1), weights[..., t].unsqueeze(-1) * extra[t].unsqueeze(1), 0.0)
+            takes = seen[:, t].view(-1, 1, 1, 1) & odd[t].unsqueeze(1)
+            mixed += torch.where(takes, weights[..., t].unsqueeze(-1) * extra[t].unsqueeze(1), 0.0)
     return mixed
 
 
@@ -194,7 +220,8 @@ def merge_states(values: Tensor, lses: Tensor, *, out: Any = None) -> tuple[Tens
         out: ``(out, lse)`` to write into.
 
     Returns:
-        ``[T, H, D]`` in the dtype of the values, and ``[T, H]`` float32; 0 and -inf where all parts are ignored.
+        ``[T, H, D]`` in the dtype of the values, and ``[T, H]`` float32; 0 and -inf where all parts are ignored, NaN
+        where a part has +inf or NaN.
 
     Raises:
         TypeError, ValueError: on a wrong dtype or shape.
@@ -206,8 +233,9 @@ def merge_states(values: Tensor, lses: Tensor, *, out: Any = None) -> tuple[Tens
     checks.tensor(op, "values", values, ("T", "S", "H", "D"), checks.FLOATS)
     checks.tensor(op, "lses", lses, tuple(values.shape[:3]), (torch.float32,))
     total = lses.double().logsumexp(1) if lses.shape[1] else lses.new_full((lses.shape[0], lses.shape[2]), -math.inf)
+    total = total.masked_fill(total == math.inf, math.nan)
     weights = (lses.double() - total.unsqueeze(1)).exp().unsqueeze(-1)
-    used = (lses > -math.inf).unsqueeze(-1)
+    used = (lses != -math.inf).unsqueeze(-1)
     merged = torch.where(used, weights * values.double(), 0.0).sum(1)
     made = (merged.to(values.dtype), total.float())
     return made if out is None else (out[0].copy_(made[0]), out[1].copy_(made[1]))

@@ -55,7 +55,8 @@ def write(
         key_scale: ``[1]`` or ``[Hkv]`` float32, what stored keys will be multiplied by.
         value_scale: the same for values.
         active: ``[B]`` bool; other requests do nothing.
-        status: ``[B]`` int32, receives status bits: 8, and 16 where a row has no page (it is not written).
+        status: ``[B]`` int32, receives status bits: 8, also where a slot is below 0, and 16 where a row has no page (it
+            is not written).
 
     Raises:
         TypeError, ValueError: on a wrong dtype or shape.
@@ -86,11 +87,14 @@ def write(
         nodes = Nodes(tree, b)
         context = int(context_lens[b])
         flags[b] = MALFORMED * (nodes.malformed or (nodes.count > 0 and context < 0))
+        if cu_queries is not None and not 0 <= int(cu_queries[b]) <= int(cu_queries[b + 1]) <= rows:
+            flags[b] |= MALFORMED
         chosen = query_rows(nodes, b, query_nodes, cu_queries)
         mine = torch.tensor([node for _, node in chosen], dtype=torch.int64)
-        positions = max(context, 0) + slots_of(tree, nodes)[mine]
+        behind = slots_of(tree, nodes)[mine]
+        positions = torch.where(behind < 0, -1, max(context, 0) + behind)
         pages, slots, there = Table(block_table, table_rows, b).locate(positions, *key_cache.shape[:2])
-        flags[b] |= PAGE_OUT_OF_RANGE * bool((~there).any())
+        flags[b] |= MALFORMED * bool((behind < 0).any()) | PAGE_OUT_OF_RANGE * bool((~there & (behind >= 0)).any())
         for i in there.nonzero().flatten().tolist():
             for _, given, cache, scale in sides:
                 cache[pages[i], slots[i]].copy_(_stored(given[chosen[i][0]], scale, cache.dtype))

@@ -37,6 +37,16 @@ def slots_of(tree: Any, nodes: Nodes) -> Tensor:
     return found
 
 
+def owned(offsets: Tensor, total: int) -> list[bool]:
+    """Whether each request has the rows from its offset to the next one: those that no request before it has."""
+    found, reach = [], 0
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        sound = 0 <= begin <= end <= total
+        found.append(sound and begin >= reach)
+        reach = max(reach, end) if sound else reach
+    return found
+
+
 def query_rows(
     nodes: Nodes, request: int, query_nodes: Tensor | None, cu_queries: Tensor | None
 ) -> list[tuple[int, int]]:

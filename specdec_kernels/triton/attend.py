@@ -21,6 +21,7 @@ from .paged import PLAIN, all_exist, load_row, load_rows, locate, pages_of
 from .plan import cut_context, items_of, request_at
 from .varying import VARYING
 
+_MALFORMED = tl.constexpr(8)
 _PAGE_OUT_OF_RANGE = tl.constexpr(16)
 
 _INTERPRETED = tl.constexpr(triton_is_interpreted())
@@ -221,6 +222,7 @@ def attend_kernel(
             key_at = key + kv_head * key_heads_stride
             value_at = value + kv_head * value_heads_stride
             context = tl.maximum(tl.load(context_lens + b * context_lens_stride).to(tl.int64), 0)
+            context = tl.minimum(context, 1 << 60)  # beyond any table; sums with it do not overflow
             start, stop, length, splits = cut_context(context, capacity, window, most, shortest, BN)
             first = start + split * length
             last = first + tl.minimum(length, stop - first)  # `length` may be close to 2^31
@@ -284,9 +286,10 @@ def attend_kernel(
                     offset = j
                     if node_slots is not None:
                         offset = tl.load(node_slots + (root + j) * node_slots_stride, mask=is_node, other=0)
-                    position = tl.where(is_node, context + offset, position)
+                    position = tl.where(is_node, tl.where(offset < 0, -1, context + offset), position)
                     page, slot, there = locate(pages, position, wanted & (position >= 0), PAGE)
-                    missing = missing | (wanted & (there == 0)).to(tl.int32)
+                    flag = tl.where(position < 0, _MALFORMED, _PAGE_OUT_OF_RANGE)
+                    missing = missing | tl.where(wanted & (there == 0), flag, 0)
                     visible = visible & there[None, :]
                     at = page * key_page_stride + slot * key_slot_stride
                     s, k0 = _scores(
@@ -319,8 +322,10 @@ def attend_kernel(
                         left -= 1
             if status is not None:
                 beyond = (nodes > 0) & (context > capacity) & (lowest < context)  # what the table has no column for
-                if (tl.max(missing, axis=0) != 0) | beyond:
-                    tl.atomic_or(status + b * status_stride, _PAGE_OUT_OF_RANGE)
+                bits = tl.max(missing & _MALFORMED, axis=0) | tl.max(missing & _PAGE_OUT_OF_RANGE, axis=0)
+                bits = bits | tl.where(beyond, _PAGE_OUT_OF_RANGE, 0)
+                if bits != 0:
+                    tl.atomic_or(status + b * status_stride, bits)
         if states is not None:
             at = states + (place.to(tl.int64) * kv_heads + kv_head) * (BM * (DV + 2))
             tl.store(at + m, largest)

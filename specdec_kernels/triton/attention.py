@@ -116,7 +116,7 @@ def constants_of(
         dim: head size of the keys.
         value_dim: head size of the values.
         group: query heads of a key/value head.
-        max_rows: most query rows of a request.
+        max_rows: most query rows of a request; bits hang on it.
         same_memory: whether a value is the first part of its key.
         capability: of the GPU; ``(0, 0)``: of none.
     """
@@ -205,7 +205,8 @@ def attention_tree_attention(
         dim=dim,
         value_dim=value_dim,
         group=group,
-        max_rows=min(max_nodes, rows),
+        # All rows of a batch are no bound that another batch has, so the nodes of a tree are; a choice of them has none.
+        max_rows=max_nodes if query_nodes is None else min(max_nodes, rows),
         same_memory=key_cache.data_ptr() == value_cache.data_ptr() and key_cache.stride() == value_cache.stride(),
         capability=_capability(query),
     )

@@ -79,12 +79,13 @@ def commit_kernel(
     inner_stride, units, num_pages, table, table_stride, table_columns_stride, table_height, table_columns,
     table_rows, table_rows_stride, context_lens, context_lens_stride, node_slots, node_slots_stride, slots_total,
     cu_nodes, cu_nodes_stride, path, path_stride, path_column_stride, num_tokens, num_tokens_stride, width,
-    active, active_stride, status, status_stride, again,
+    active, active_stride, status, status_stride, again, parts,
     PAGE: tl.constexpr, W: tl.constexpr, TILE: tl.constexpr, ONE_RUN: tl.constexpr,
 ):  # fmt: skip
-    """Some units of the rows of one request in one buffer. ``again``: an earlier launch has written the status."""
-    b = tl.program_id(0)
-    tile, number = tl.program_id(1), tl.program_id(2)
+    """One of ``parts`` parts of the rows of one request in one buffer. ``again``: an earlier launch has written the
+    status."""
+    b, tile = tl.program_id(0) // parts, tl.program_id(0) % parts
+    number = tl.program_id(1)
     tokens = tl.load(num_tokens + b.to(tl.int64) * num_tokens_stride)
     count = tl.minimum(tl.maximum(tokens, 0), width)
     context = tl.load(context_lens + b.to(tl.int64) * context_lens_stride).to(tl.int64)
@@ -158,11 +159,11 @@ def commit_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def gather_kernel(
     data, offset, row_stride, run, inner, outer_stride, inner_stride, units, out_data, begin, out_row, total,
-    cu_nodes, cu_nodes_stride, path, path_stride, path_column_stride, num_tokens, num_tokens_stride, width,
+    cu_nodes, cu_nodes_stride, path, path_stride, path_column_stride, num_tokens, num_tokens_stride, width, parts,
     TILE: tl.constexpr, ONE_RUN: tl.constexpr,
 ):  # fmt: skip
-    """Some units of one row of the result."""
-    place = tl.program_id(0)
+    """One of ``parts`` parts of one row of the result."""
+    place = tl.program_id(0) // parts
     b, j = (place // width).to(tl.int64), (place % width).to(tl.int64)
     node = tl.load(path + b * path_stride + j * path_column_stride)
     first = tl.load(cu_nodes + b * cu_nodes_stride).to(tl.int64)
@@ -170,7 +171,7 @@ def gather_kernel(
     there = (j < tl.load(num_tokens + b * num_tokens_stride)) & (node >= 0) & (node < after - first)
     there = there & (first >= 0) & (first + node < total)
     row = tl.where(there, first + node, 0)
-    i = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    i = tl.program_id(0) % parts * TILE + tl.arange(0, TILE)
     cells = offset + row * row_stride + _cells(i, run, inner, outer_stride, inner_stride, ONE_RUN)
     found = tl.load(data + cells, mask=i < tl.where(there, units, 0), other=0)
     tl.store(out_data + place.to(tl.int64) * out_row + begin + i, found, mask=i < units)
@@ -234,10 +235,11 @@ def _move(alike: list[Tensor], tables: tuple[Any, ...], batch: int, again: int, 
         given += given[:1] * (BUFFERS - len(given))
         strides = [stride * element // rows.unit for stride in one.stride()[:2]]
         tile = min(power_of_two(rows.units), TILE)
+        parts = max(-(-rows.units // tile), 1)
         with on_device_of(one):
-            commit_kernel[(batch, max(-(-rows.units // tile), 1), len(alike))](
+            commit_kernel[(batch * parts, len(alike))](  # only the first number may be above 65,535
                 *(*given, rows.offset, *strides, rows.run, rows.inner, rows.outer_stride, rows.inner_stride),
-                *(rows.units, one.shape[0], *tables, again),
+                *(rows.units, one.shape[0], *tables, again, parts),
                 PAGE=one.shape[1],
                 W=min(power_of_two(width), MOST_NODES),
                 TILE=tile,
@@ -254,12 +256,13 @@ def kv_gather(values: Tensor, cu_nodes: Tensor, path: Tensor, num_tokens: Tensor
     row_bytes = out[0, 0].numel() * out.element_size()
     for rows in rows_of(values, 1, out.data_ptr(), row_bytes, any_order=False):
         tile = min(power_of_two(rows.units), TILE)
+        parts = -(-rows.units // tile)
         with on_device_of(values):
-            gather_kernel[(batch * width, -(-rows.units // tile))](
+            gather_kernel[(batch * width * parts,)](
                 *(_in_units(values, rows), rows.offset, step(values) * values.element_size() // rows.unit, rows.run),
                 *(rows.inner, rows.outer_stride, rows.inner_stride, rows.units, _in_units(out, rows), rows.begin),
                 *(row_bytes // rows.unit, values.shape[0], cu_nodes, step(cu_nodes), path, step(path), step(path, 1)),
-                *(num_tokens, step(num_tokens), width),
+                *(num_tokens, step(num_tokens), width, parts),
                 TILE=tile,
                 ONE_RUN=rows.run == rows.units,
             )

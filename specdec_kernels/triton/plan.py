@@ -126,9 +126,8 @@ def plan_kernel(
         stop = tl.maximum(tl.where(i == batch, total_rows, tl.where(good, end, 0)), before)
         stop = tl.where(i > batch, before, stop)
         owns = good & (begin >= before)
-        wrong = awake & (there == 0)
+        wrong = awake & ((there == 0) | (owns == 0))
         if cu_queries is None:
-            wrong = wrong | (awake & (begin < before))
             live = live & owns
         tiles = ((stop - before) * G + BM - 1) // BM
         tile_end = tiles_before + tl.cumsum(tiles, 0)

@@ -97,11 +97,12 @@ def _nodes_of(query_nodes, query_nodes_stride, begin, row, inside):
 
 @triton.jit
 def _positions_of(context, node_slots, node_slots_stride, root, node, wanted):
-    """Positions of live nodes."""
+    """Positions of live nodes; -1 where the slot of a node is below 0."""
     if node_slots is None:
         position = context + node
     else:
-        position = context + tl.load(node_slots + (root + node) * node_slots_stride, mask=wanted, other=0)
+        behind = tl.load(node_slots + (root + node) * node_slots_stride, mask=wanted, other=0)
+        position = tl.where(behind < 0, -1, context + behind)
     return position
 
 
@@ -151,6 +152,7 @@ def write_kernel(
         end = tl.load(cu_queries + (b + 1).to(tl.int64) * cu_queries_stride).to(tl.int64)
         fits = (live != 0) & (begin >= 0) & (begin <= end) & (end <= total_rows)
         rows = tl.where(fits, end - begin, 0).to(tl.int32)
+        wrong = wrong | ((live != 0) & (fits == 0))
     pages = pages_of(
         table, table_stride, table_columns_stride, table_height, table_columns, table_rows, table_rows_stride,
         num_pages, b,
@@ -158,14 +160,16 @@ def write_kernel(
     if status is not None:
         if part == 0:
             lost = tl.full([], 0, tl.int32)
+            misplaced = tl.full([], 0, tl.int32)
             for start in tl.range(0, rows, _CHECKED, num_stages=1):
                 i = start + tl.arange(0, _CHECKED)
                 node = _nodes_of(query_nodes, query_nodes_stride, begin, begin + i, i < rows)
                 wanted = (i < rows) & (node >= 0) & (node < nodes)
                 position = _positions_of(context, node_slots, node_slots_stride, root, node, wanted)
                 _, _, found = locate(pages, position, wanted & (position >= 0), PAGE)
-                lost += tl.sum(tl.where(wanted & (found == 0), 1, 0), axis=0)
-            bits = tl.where(wrong, _MALFORMED, 0) | tl.where(lost > 0, _NO_PAGE, 0)
+                lost += tl.sum(tl.where(wanted & (position >= 0) & (found == 0), 1, 0), axis=0)
+                misplaced += tl.sum(tl.where(wanted & (position < 0), 1, 0), axis=0)
+            bits = tl.where(wrong | (misplaced > 0), _MALFORMED, 0) | tl.where(lost > 0, _NO_PAGE, 0)
             tl.store(status + b.to(tl.int64) * status_stride, bits)
     for i in tl.range(part, rows, parts, num_stages=1):
         row = begin + i

@@ -35,12 +35,18 @@ def special(add: Callable[..., None]) -> None:
     add(OP, ValueError, text, "table_rows", block_table=torch.zeros((3, 6), dtype=torch.int32))
     for name in ("query_nodes", "cu_queries"):
         add(OP, ValueError, f"{name} must be given together with the other, got None", name)
-    add(OP, TypeError, "scale must be a float, got str", scale="0.5")
-    add(OP, TypeError, "softcap must be a float, got str", softcap="0.5")
+    for name in ("scale", "softcap"):
+        for wrong in ("0.5", True, torch.tensor(0.5)):
+            add(OP, TypeError, f"{name} must be a float, got {type(wrong).__name__}", **{name: wrong})
+        for value in (float("inf"), 1e39):
+            add(OP, ValueError, f"{name} must be a finite float32, got {value}", **{name: value})
+    add(OP, ValueError, "scale must be a finite float32, got nan", scale=float("nan"))
     for value in (-1.0, float("nan")):
         add(OP, ValueError, f"softcap must be at least 0, got {value}", softcap=value)
-    add(OP, ValueError, "window must be at least 0, got -1", window=-1)
-    add(OP, TypeError, "window must be an int, got float", window=1.0)
+    for value in (-1, 2**63):
+        add(OP, ValueError, f"window must be between 0 and {2**63 - 1}, got {value}", window=value)
+    for wrong in (1.0, True, torch.tensor(1)):
+        add(OP, TypeError, f"window must be an int, got {type(wrong).__name__}", window=wrong)
     add(OP, ValueError, "visibility must be one of 'tree', 'block', got 'all'", visibility="all")
     text = "tree.cu_nodes must have at least one element, got shape [0]"
     add(OP, ValueError, text, tree__cu_nodes=torch.zeros(0, dtype=torch.int32))
@@ -50,3 +56,19 @@ def special(add: Callable[..., None]) -> None:
     add(OP, ValueError, "status must be contiguous, got strides [2]", status=torch.zeros(4, dtype=torch.int32)[::2])
     gaps = (torch.zeros(5, 6, 17)[..., :16], torch.zeros(5, 6))
     add(OP, ValueError, "out[0] must be contiguous, got strides [102, 17, 1]", out=gaps)
+    _out(add)
+
+
+def _out(add: Callable[..., None]) -> None:
+    """Outputs that are no pair, and those in the memory of something else."""
+    for op in (OP, "attention_merge_states"):
+        three = (torch.zeros(5, 6, 16), torch.zeros(5, 6), torch.zeros(5, 6))
+        for wrong in (5, torch.zeros(2, 5, 6, 16), three):
+            add(op, TypeError, f"out must be a pair of tensors, got {type(wrong).__name__}", out=wrong)
+    memory = torch.zeros(12 * 4 * 3 * 16)
+    both = {"query": memory[80:320].view(5, 6, 8), "out": (memory[:480].view(5, 6, 16), torch.zeros(5, 6))}
+    add(OP, ValueError, "out[0] must not overlap query, got memory of both", **both)
+    both = {"value_cache": memory.view(12, 4, 3, 16), "out": (torch.zeros(5, 6, 16), memory[-30:].view(5, 6))}
+    add(OP, ValueError, "out[1] must not overlap value_cache, got memory of both", **both)
+    both = {"out": (memory[:480].view(5, 6, 16), memory[450:480].view(5, 6))}
+    add(OP, ValueError, "out[1] must not overlap out[0], got memory of both", **both)

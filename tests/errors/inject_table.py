@@ -75,6 +75,11 @@ def _caches(add: Callable[..., None]) -> None:
             ),
         ):
             add(INJECT, error, f"{name}[1] must {text}", **{name: [first, other]})
+    (first, second), values = (sample(INJECT, full=True)[name] for name in SIDES)
+    text = "key_caches[1] must not be in the memory of another, got that of key_caches[0]"
+    add(INJECT, ValueError, text, key_caches=[first, first])
+    text = "value_caches[0] must not be in the memory of another, got that of key_caches[1]"
+    add(INJECT, ValueError, text, key_caches=[first, second], value_caches=[second, values[0]])
     fewer = [cache[:11] for cache in sample(INJECT, full=True)["value_caches"]]
     text = "value_caches[0] must have the pages of key_caches[0], got [11, 4, 3, 8]"
     add(INJECT, ValueError, text, value_caches=fewer)

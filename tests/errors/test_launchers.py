@@ -382,6 +382,8 @@ def of_blocks():
         add(op, f"{name} must have 2 elements, one for each layer, got 1", **{name: lambda v: v[:1]})
     text = "value_caches[0] must have the pages of key_caches[0], got [11, 4, 3, 8]"
     add(op, text, value_caches=lambda values: [value[:11] for value in values])
+    text = "key_caches[1] must not be in the memory of another, got that of key_caches[0]"
+    add(op, text, key_caches=lambda values: [values[0]] * 2)
     op = "draft_block"
     for wrong in (-1, 2**31):
         add(op, f"mask_token must be between 0 and 2147483647, got {wrong}", mask_token=wrong)

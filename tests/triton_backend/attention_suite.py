@@ -67,6 +67,27 @@ def test_contexts_of_several_splits(options, monkeypatch):
     assert all(map(same, attend(arguments), expected))
 
 
+def test_the_same_bits_alone_and_in_a_batch():
+    """As long as trees have the same bound: the sizes of tiles and of splits hang on it."""
+    arguments = with_tree(1, 8, context=300, window=0, page=16, dtype=torch.float16, cache=torch.float16)
+    one = arguments["tree"]._replace(max_nodes=70)
+    out, lse = attend(arguments | {"tree": one})
+    batch = 9
+    many = one._replace(
+        cu_nodes=(8 * torch.arange(batch + 1)).int(),
+        **{name: getattr(one, name).repeat(batch) for name in ("tokens", "parents", "depths", "ends")},
+        slots=None,
+    )
+    lengths = torch.full((batch,), 40)
+    lengths[3] = arguments["context_lens"][0]
+    table = arguments["block_table"].expand(batch, -1)
+    query = torch.randn_like(arguments["query"]).repeat(batch, 1, 1)
+    query[24:32] = arguments["query"]
+    given = {"tree": many, "context_lens": lengths, "block_table": table, "query": query}
+    whole = attend(arguments | given)
+    assert same(whole[0][24:32], out) and same(whole[1][24:32], lse)
+
+
 def test_a_window_at_the_end_of_a_long_context():
     arguments = with_tree(2, 3, context=40, window=20, page=16, dtype=torch.float32, cache=torch.float32)
     context = 70_000

@@ -6,7 +6,7 @@ are interpreted. On a GPU it runs as it is: ``pytest tests/triton_backend/suite.
 
 import pytest
 import torch
-from agreement import calls, compare, inject_cases, kv_cases, sample_cases, tree_cases, verify_cases
+from agreement import bad_data, calls, compare, inject_cases, kv_cases, sample_cases, tree_cases, verify_cases
 from agreement.cases import Draw
 
 import python_ref.ops as oracle
@@ -237,3 +237,8 @@ def test_block(spoil):
         made, expected = sk.draft.block(**ours, backend=BACKEND), oracle.draft.block(**theirs)
         for a, b in zip((*made, ours["status"]), (*expected, theirs["status"]), strict=True):
             assert a is b is None or torch.equal(a.cpu(), b), f"seed {seed}"
+
+
+@pytest.mark.parametrize("check", bad_data.CHECKS, ids=lambda check: check.__name__)
+def test_bad_data(check):
+    check(BACKEND)

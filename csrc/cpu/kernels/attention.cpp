@@ -22,6 +22,15 @@ Scratch& scratch_of_thread(const Call& call) {
   return scratch;
 }
 
+// Whether a request has the rows from its offset to the next one: those that no request before it has.
+bool owns_rows(const Strided<const int32_t>& offsets, int64_t total, int64_t request, int64_t& reach) {
+  const int64_t first = offsets[request], after = offsets[request + 1];
+  if (first < 0 || after < first || after > total) return false;
+  const bool own = first >= reach;
+  if (after > reach) reach = after;
+  return own;
+}
+
 // Queries of request b that are about live nodes.
 void add_queries(const Call& call, const Request& r) {
   const TreeAttentionParams& p = call.p;
@@ -35,7 +44,6 @@ void add_queries(const Call& call, const Request& r) {
     return;
   }
   const int64_t first = p.queries.cu[r.index], after = p.queries.cu[r.index + 1];
-  if (first < 0 || after > p.queries.total) return;
   for (int64_t row = first; row < after; ++row) add(row, p.queries.nodes[row]);
 }
 
@@ -74,8 +82,10 @@ void make_plan(const Call& call) {
   plan.queries.clear();
   plan.blocks.clear();
   plan.splits = plan.work = 0;
+  const Strided<const int32_t>& offsets = p.queries.cu ? p.queries.cu : p.tree.cu_nodes;
+  int64_t reach = 0;  // rows of the requests before
   for (int64_t b = 0; b < p.tree.batch; ++b) {
-    const bool active = !p.active || p.active[b];
+    const bool active = !p.active || p.active[b], owns = owns_rows(offsets, p.queries.total, b, reach);
     int32_t flags = 0;
     const int64_t first = (int64_t)plan.queries.size();
     if (active) {
@@ -85,12 +95,12 @@ void make_plan(const Call& call) {
       r.first_node = nodes.first;
       r.nodes = nodes.count;
       const int64_t context = p.context_lens[b];
-      if (nodes.malformed || (nodes.count > 0 && context < 0)) flags = kStatusMalformed;
+      if (nodes.malformed || !owns || (nodes.count > 0 && context < 0)) flags = kStatusMalformed;
       r.context = std::clamp<int64_t>(context, 0, kMaxContext);
       r.table_row = p.table.row_of(b);
       const int64_t reach = r.table_row < 0 ? 0 : p.table.max_pages;
       r.base = r.context >> call.page_shift < reach ? r.context : reach << call.page_shift;
-      add_queries(call, r);
+      if (owns) add_queries(call, r);
       for (int64_t q = first; q < (int64_t)plan.queries.size() && r.base < r.context; ++q) {
         const bool sees = call.window_begin(r.context + plan.queries[(size_t)q].depth) < r.context;
         if (sees) flags |= kStatusPageOutOfRange;

@@ -68,8 +68,10 @@ struct Call {
   }
 
   int32_t depth_of(const Request& r, int32_t node) const { return node == 0 ? 0 : p.tree.depths[r.first_node + node]; }
+  // -1: it has none, because its slot is below 0.
   int64_t position_of(const Request& r, int32_t node) const {
-    return r.context + (p.slots ? p.slots[r.first_node + node] : node);
+    const int32_t slot = p.slots ? p.slots[r.first_node + node] : node;
+    return slot < 0 ? -1 : r.context + slot;
   }
   bool is_block() const { return p.visibility == Visibility::block; }
   // The first position that a query at `position` sees; the same for depths, both relative to the context.

@@ -107,7 +107,7 @@ void Work::locate_context(int64_t begin, int count, uint64_t needed, Tile& tile)
           tile.values[i + j] = value + j * value_step;
         }
       } else {
-        flag();
+        flag(kStatusPageOutOfRange);
       }
     }
     i += run;
@@ -126,10 +126,11 @@ void Work::find(int64_t begin, Tile& tile) const {
   for (int64_t i = context; i < kTile && begin + i < block_.end; ++i) {
     if ((needed >> i & 1) == 0) continue;
     const int32_t node = (int32_t)(begin + i - request_.base);
-    if (locate(call_.position_of(request_, node), tile.keys[i], tile.values[i])) {
+    const int64_t position = call_.position_of(request_, node);
+    if (locate(position, tile.keys[i], tile.values[i])) {
       tile.there |= uint64_t{1} << i;
     } else {
-      flag();
+      flag(position < 0 ? kStatusMalformed : kStatusPageOutOfRange);
     }
   }
 }
@@ -155,16 +156,17 @@ void Work::find_own(int64_t begin, int q, Tile& tile) const {
   for (int64_t d = from; d < end; ++d) {
     const int32_t node = scratch_.paths[(size_t)(q * path_stride_ + d)];
     const int64_t i = d - first;
-    if (locate(call_.position_of(request_, node), tile.keys[i], tile.values[i])) {
+    const int64_t position = call_.position_of(request_, node);
+    if (locate(position, tile.keys[i], tile.values[i])) {
       tile.there |= uint64_t{1} << i;
     } else {
-      flag();
+      flag(position < 0 ? kStatusMalformed : kStatusPageOutOfRange);
     }
   }
 }
 
-void Work::flag() const {
-  if (p_.status != nullptr) __atomic_fetch_or(&p_.status[request_.index], kStatusPageOutOfRange, __ATOMIC_RELAXED);
+void Work::flag(int32_t bits) const {
+  if (p_.status != nullptr) __atomic_fetch_or(&p_.status[request_.index], bits, __ATOMIC_RELAXED);
 }
 
 // ---- tiles ----

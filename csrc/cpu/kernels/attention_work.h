@@ -40,7 +40,7 @@ class Work {
   void find(int64_t begin, Tile& tile) const;
   uint64_t seen_in(int64_t begin, const Query& query) const;
   void find_own(int64_t begin, int query, Tile& tile) const;
-  void flag() const;
+  void flag(int32_t bits) const;
 
   void process(int64_t begin, const Tile& tile, const Tile& next, const Partial& to);
   void score(const Tile& tile, int row, int count);

@@ -55,15 +55,16 @@ void write_request(const KvWriteParams& p, int64_t b, int threads) {
   if (p.queries.cu) {
     begin = p.queries.cu[b];
     end = p.queries.cu[b + 1];
-    if (begin < 0 || end > p.queries.total) return;
+    if (begin < 0 || begin > end || end > p.queries.total) return raise(p.status, b, kStatusMalformed);
   }
   const PagedView& pages = p.sides[0].to;
   const int64_t table_row = p.table.row_of(b);
   for_pieces(end - begin, threads, [&](int64_t i) {
     const int64_t node = p.queries.cu ? p.queries.nodes[begin + i] : i;
     if (node < 0 || node >= nodes.count) return;
-    const int64_t position = context + (p.slots ? p.slots[nodes.first + node] : node);
-    const int64_t page = position < 0 ? -1 : p.table.page(table_row, position / pages.page_size, pages.num_pages);
+    const int64_t slot = p.slots ? p.slots[nodes.first + node] : node, position = context + slot;
+    if (slot < 0) return raise(p.status, b, kStatusMalformed);
+    const int64_t page = p.table.page(table_row, position / pages.page_size, pages.num_pages);
     if (page < 0) return raise(p.status, b, kStatusPageOutOfRange);
     for (int32_t s = 0; s < p.side_count; ++s) {
       write_row(p.sides[s], p.heads, begin + i, page, position % pages.page_size);
@@ -158,6 +159,16 @@ bool move_rows(const KvBuffer& buffer, const Move* moves, int count) {
   return complete;
 }
 
+// Rows that move in one buffer of a group, if all paths are in order.
+int64_t most_moves(const CommitCall& call, const KvGroupView& group) {
+  int64_t moves = 0;
+  for (int64_t b = 0; b < call.batch; ++b) {
+    const CommitRequest request = open_commit(call, group, b);
+    for (int32_t j = 0; j < request.count; ++j) moves += path_entry(call, group, request, b, j).slot != j;
+  }
+  return moves;
+}
+
 // Buffers [begin, end) of one group.
 int32_t move_request(const KvCommitParams& p, int64_t begin, int64_t end, int64_t b) {
   Moves found(p.call, p.groups[p.buffers[begin].group], b);
@@ -184,14 +195,14 @@ void kv_write(const KvWriteParams& p) {
 void kv_commit(const KvCommitParams& p) {
   const CommitCall& call = p.call;
   if (call.status != nullptr) std::memset(call.status, 0, static_cast<size_t>(call.batch) * sizeof(int32_t));
-  int64_t row_bytes = 0, rows = 0;
-  for (int64_t i = 0; i < p.buffer_count; ++i) row_bytes += p.buffers[i].row.runs() * p.buffers[i].row.run;
-  for (int64_t b = 0; b < call.batch; ++b) {
-    const int64_t tokens = call.num_tokens[b];
-    rows += tokens < 0 ? 0 : tokens < call.width ? tokens : call.width;
+  int64_t bytes = 0, moves = 0;
+  for (int64_t i = 0; i < p.buffer_count; ++i) {
+    const int32_t group = p.buffers[i].group;
+    if (i == 0 || group != p.buffers[i - 1].group) moves = most_moves(call, p.groups[group]);
+    bytes += moves * p.buffers[i].row.runs() * p.buffers[i].row.run;
   }
   const int64_t slices = (p.buffer_count + kBuffersOfPiece - 1) / kBuffersOfPiece, pieces = slices * call.batch;
-  for_pieces(pieces, threads_for(2 * row_bytes * rows, pieces), [&](int64_t piece) {
+  for_pieces(pieces, threads_for(2 * bytes, pieces, kCopiedPerThread), [&](int64_t piece) {
     const int64_t b = piece % call.batch, first = piece / call.batch * kBuffersOfPiece;
     const int64_t last = first + kBuffersOfPiece < p.buffer_count ? first + kBuffersOfPiece : p.buffer_count;
     for (int64_t begin = first; begin < last;) {
@@ -205,7 +216,7 @@ void kv_commit(const KvCommitParams& p) {
 
 void kv_gather(const KvGatherParams& p) {
   const int64_t pieces = p.batch * p.width, bytes = p.row.runs() * p.row.run;
-  for_pieces(pieces, threads_for(pieces * bytes, pieces), [&](int64_t piece) {
+  for_pieces(pieces, threads_for(2 * pieces * bytes, pieces, kCopiedPerThread), [&](int64_t piece) {
     const int64_t row = gathered_row(p, piece / p.width, piece % p.width);
     char* to = p.out + piece * p.out_row_bytes;
     if (row < 0) {

@@ -13,10 +13,13 @@ SPECDEC_ISA_BEGIN
 // Less than this is not worth a second thread.
 inline constexpr int64_t kBytesPerThread = 32 << 10;
 
+// The same of bytes that are only copied, each counted twice.
+inline constexpr int64_t kCopiedPerThread = 256 << 10;
+
 // Threads for `units` independent pieces of work that read `bytes` in all; 1 inside a parallel region.
-static inline int threads_for(int64_t bytes, int64_t units) {
+static inline int threads_for(int64_t bytes, int64_t units, int64_t per_thread = kBytesPerThread) {
   int64_t threads = omp_get_max_threads();
-  const int64_t useful = 1 + bytes / (2 * kBytesPerThread);
+  const int64_t useful = 1 + bytes / (2 * per_thread);
   if (threads > useful) threads = useful;
   if (threads > units) threads = units;
   return threads < 1 || omp_in_parallel() ? 1 : (int)threads;

@@ -13,9 +13,12 @@ struct MergeCall {
   bool base2 = true;  // as the kernel that made the pieces
 };
 
-// The request that owns a row of queries, where offsets ascend; -1 if there is none.
-__device__ inline int64_t request_of_row(const TreeAttentionParams& op, int64_t row) {
+// The request that owns a row of queries; -1 if there is none. Where offsets do not ascend, the search ends at a
+// request that does not own its rows, and all are looked at.
+__device__ inline int64_t request_of_row(const AttentionCall& call, int64_t row) {
+  const TreeAttentionParams& op = call.op;
   const Strided<const int32_t>& cu = op.queries.cu ? op.queries.cu : op.tree.cu_nodes;
+  const auto owns = [&](int64_t request) { return call.space.plans[request].owns_rows != 0; };
   int64_t low = 0, high = op.tree.batch;  // the last request that begins at `row` or before is in [low - 1, high)
   while (low < high) {
     const int64_t middle = (low + high) / 2;
@@ -25,7 +28,13 @@ __device__ inline int64_t request_of_row(const TreeAttentionParams& op, int64_t 
       high = middle;
     }
   }
-  return low > 0 && row < cu[low] ? low - 1 : -1;
+  if (op.tree.batch == 0) return -1;
+  const bool inside = low > 0 && row < cu[low];
+  if (owns(low > 0 ? low - 1 : 0)) return inside ? low - 1 : -1;
+  for (int64_t request = 0; request < op.tree.batch; ++request) {
+    if (owns(request) && cu[request] <= row && row < cu[request + 1]) return request;
+  }
+  return -1;
 }
 
 // A piece of a group: where it is kept (null: nowhere), its first split, and its level; -1 behind the last piece.
@@ -200,7 +209,7 @@ __device__ inline void write_row(const MergeCall& p, int64_t row, int64_t head, 
       write_row<__half>(p, row, head, walk, tile_row);
     }
   };
-  const int64_t request = request_of_row(op, row);
+  const int64_t request = request_of_row(call, row);
   const RequestPlan* plan = request < 0 ? nullptr : call.space.plans + request;
   const int64_t local = plan == nullptr ? -1 : row - plan->first_query;
   bool live = plan != nullptr && plan->items > 0 && local >= 0 && local < plan->queries;
@@ -237,7 +246,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_states_kernel(const __gri
     const float lse = lses[s * p.lse_strides[1]];
     if (lse > largest || lse != lse) largest = lse;
   }
-  const auto weight_of = [&](float lse) { return lse == largest ? 1.0f : expf(lse - largest); };
+  const auto weight_of = [&](float lse) { return expf(lse - largest); };
   for (int64_t s = 0; s < p.states; ++s) {
     const float lse = lses[s * p.lse_strides[1]];
     if (lse != -INFINITY) total += weight_of(lse);

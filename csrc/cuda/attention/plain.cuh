@@ -141,17 +141,21 @@ __device__ __forceinline__ void add_scores(const PlainStorage& storage, int from
   for (int k = 0; k < 4; ++k) scores[k] += sums[k];
 }
 
+inline constexpr float kUnseen = -1.0f;  // in place of a weight
+
 // Scores of the thread's keys become weights; what was summed before becomes relative to the new maximum.
 __device__ __forceinline__ void weigh_scores(const TreeAttentionParams& op, PlainStorage& storage, float scale,
                                              int tile, float (&scores)[4], PlainState& state) {
   const RowMark row = storage.rows[state.row(0)];
   const KeyMark* marks = storage.keys.mark[storage.keys.place_of(tile)];
   float largest = -INFINITY;
+  bool seen[4];
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     scores[k] *= scale;
     if (op.softcap > 0.0f) scores[k] = op.softcap * tanhf(scores[k] / op.softcap);
-    if (!sees(row.node, row.bound, marks[state.part() + k * kRowThreads])) scores[k] = -INFINITY;
+    seen[k] = sees(row.node, row.bound, marks[state.part() + k * kRowThreads]);
+    if (!seen[k]) scores[k] = -INFINITY;
     largest = fmaxf(largest, scores[k]);
   }
 #pragma unroll
@@ -169,13 +173,13 @@ __device__ __forceinline__ void weigh_scores(const TreeAttentionParams& op, Plai
   });
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const float weight = expf(scores[k] - reference);
+    const float weight = seen[k] ? expf(scores[k] - reference) : 0.0f;
     state.sum[0] += weight;
-    storage.weights[state.row(0)][state.part() + k * kRowThreads] = weight;
+    storage.weights[state.row(0)][state.part() + k * kRowThreads] = seen[k] ? weight : kUnseen;
   }
 }
 
-// Adds values by weights. A weight of 0 takes nothing, whatever the value.
+// Adds values by weights. Values that a row does not see add nothing to it, whatever they are.
 __device__ __forceinline__ void add_values(const PlainStorage& storage, float (&values)[4][4]) {
   for (int key = 0; key < kPlainKeys; ++key) {
     const float weight = storage.weights[PlainState::row(0)][key];
@@ -185,7 +189,7 @@ __device__ __forceinline__ void add_values(const PlainStorage& storage, float (&
       const float four[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        values[i][j] = weight == 0.0f ? values[i][j] : __fmaf_rn(weight, four[j], values[i][j]);
+        values[i][j] = weight == kUnseen ? values[i][j] : __fmaf_rn(weight, four[j], values[i][j]);
     }
   }
 }

@@ -62,6 +62,7 @@ struct RequestPlan {
   int32_t splits;
   int32_t split_keys;
   int32_t item_work;
+  int32_t owns_rows;  // whether its rows are its own (owns_rows)
 };
 
 // What comes before a request, or before the end.
@@ -129,17 +130,32 @@ __device__ inline void cut_request(const AttentionCall& call, RequestPlan& plan)
   plan.items = op.kv_heads * plan.tiles * plan.splits;
 }
 
+// Whether a request has the rows from its offset to the next one: those that no request before it has. By all threads
+// of a block.
+__device__ inline bool owns_rows(const Strided<const int32_t>& offsets, int64_t total, int64_t request) {
+  const auto sound = [&](int64_t first, int64_t after) { return first >= 0 && first <= after && after <= total; };
+  const int64_t begin = offsets[request];
+  bool taken = !sound(begin, offsets[request + 1]);
+  for (int64_t r = threadIdx.x; r < request; r += kPlanThreads) {
+    const int64_t first = offsets[r], after = offsets[r + 1];
+    taken |= sound(first, after) && after > begin;
+  }
+  return __syncthreads_or(taken) == 0;
+}
+
 // One block per request.
 [[maybe_unused]] static __global__ void __launch_bounds__(kPlanThreads)
     plan_kernel(const __grid_constant__ AttentionCall call) {
   const TreeAttentionParams& op = call.op;
   const int64_t b = blockIdx.x;
   const bool active = !op.active || op.active[b];
+  const bool owns = owns_rows(op.queries.cu ? op.queries.cu : op.tree.cu_nodes, op.queries.total, b);
   RequestNodes nodes;
   if (active) nodes = open_request_in_parallel(op.tree, b);
   if (threadIdx.x != 0) return;
-  int32_t status = nodes.malformed ? kStatusMalformed : 0;
+  int32_t status = nodes.malformed || (active && !owns) ? kStatusMalformed : 0;
   RequestPlan plan{};
+  plan.owns_rows = owns;
   plan.table_row = -1;
   if (nodes.count > 0) {
     const int64_t context = op.context_lens[b];
@@ -149,11 +165,10 @@ __device__ inline void cut_request(const AttentionCall& call, RequestPlan& plan)
     plan.first_node = plan.first_query = nodes.first;
     plan.queries = nodes.count;
     if (op.queries.cu) {
-      const int64_t first = op.queries.cu[b], after = op.queries.cu[b + 1];
-      const bool sound = first >= 0 && first <= after && after <= op.queries.total;
-      plan.first_query = sound ? first : 0;
-      plan.queries = sound ? static_cast<int32_t>(after - first) : 0;
+      plan.first_query = op.queries.cu[b];
+      plan.queries = owns ? op.queries.cu[b + 1] - op.queries.cu[b] : 0;
     }
+    if (!owns) plan.first_query = plan.queries = 0;
     plan.table_row = op.table.row_of(b);
     if (plan.queries > 0 && call.geometry.group > 0) cut_request(call, plan);
   }

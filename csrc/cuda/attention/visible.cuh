@@ -121,7 +121,7 @@ __device__ inline KeyRange keys_of_split(const AttentionCall& call, const Reques
 // A key between the look into the block table and its use: nobody waits for the one while there is other work.
 struct KeyPlace {
   int64_t page;  // as the block table has it; -1 where it has none
-  int32_t slot;
+  int32_t slot;  // -1: that of the node is below 0, and it has no place
   int32_t node;  // -1: in the context
 };
 
@@ -133,11 +133,16 @@ __device__ inline KeyPlace locate_key(const AttentionCall& call, const RequestPl
   if (node >= 0) {
     if (node >= plan.nodes) return place;
     place.node = static_cast<int32_t>(node);
-    position = plan.context + (op.slots ? op.slots[plan.first_node + node] : node);
+    const int64_t slot = op.slots ? op.slots[plan.first_node + node] : node;
+    if (slot < 0) {
+      place.slot = -1;
+      return place;
+    }
+    position = plan.context + slot;
   }
   // As BlockTable::page, but for what needs the entry.
   const int64_t block = position >> call.geometry.page_shift;
-  if (plan.table_row < 0 || position < 0 || block >= op.table.max_pages) return place;
+  if (plan.table_row < 0 || block >= op.table.max_pages) return place;
   const int64_t at = plan.table_row * op.table.row_stride + block * op.table.column_stride;
   place.page =
       op.table.wide ? static_cast<const int64_t*>(op.table.data)[at] : static_cast<const int32_t*>(op.table.data)[at];
@@ -170,7 +175,8 @@ __device__ inline void mark_key(const AttentionCall& call, const Run& run, const
     for (int r = 0; r < common.rows && !seen; ++r) seen = rows[r].node >= 0 && sees(rows[r].node, rows[r].bound, mark);
   }
   if (seen && (place.page < 0 || place.page >= call.geometry.num_pages)) {
-    if (op.status != nullptr) atomicOr(&op.status[run.request], static_cast<int>(kStatusPageOutOfRange));
+    const int bits = place.slot < 0 ? kStatusMalformed : kStatusPageOutOfRange;
+    if (op.status != nullptr) atomicOr(&op.status[run.request], bits);
     seen = by_all = false;
   }
   if (!seen) mark = {INT32_MAX, 0, 0};

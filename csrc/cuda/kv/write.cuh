@@ -52,7 +52,8 @@ __device__ inline void write_row(const KvSide& side, int64_t heads, bool aligned
   }
 }
 
-// The page and the slot of a row of the call; node -1: it is about no live node, page -1: it has no page.
+// The page and the slot of a row of the call; node -1: it is about no live node, page -1: it has no page, page -2: nor
+// a slot.
 struct RowPlace {
   int64_t node = -1;
   int64_t page = -1;
@@ -65,9 +66,12 @@ __device__ inline RowPlace place_of_row(const KvWriteParams& p, const RequestNod
   const int64_t node = p.queries.cu ? p.queries.nodes[begin + i] : i;
   if (node < 0 || node >= nodes.count) return place;
   const PagedView& pages = p.sides[0].to;
-  const int64_t position = context + (p.slots ? p.slots[nodes.first + node] : node);
+  const int64_t slot = p.slots ? p.slots[nodes.first + node] : node, position = context + slot;
   place.node = node;
-  if (position < 0) return place;
+  if (slot < 0) {
+    place.page = -2;
+    return place;
+  }
   place.page = p.table.page(table_row, position / pages.page_size, pages.num_pages);
   place.slot = position % pages.page_size;
   return place;
@@ -82,24 +86,27 @@ __device__ inline RowPlace place_of_row(const KvWriteParams& p, const RequestNod
   const bool active = !p.active || p.active[b];
   if (active) nodes = open_request_in_parallel(p.tree, b);
   int64_t context = p.context_lens[b];
-  const bool malformed = nodes.malformed || (nodes.count > 0 && context < 0);
+  bool malformed = nodes.malformed || (nodes.count > 0 && context < 0);
   context = context < 0 ? 0 : context > INT64_MAX / 2 ? INT64_MAX / 2 : context;
   int64_t begin = nodes.first, rows = nodes.count;
   if (p.queries.cu) {
     begin = p.queries.cu[b];
     rows = p.queries.cu[b + 1] - begin;
-    if (!active || begin < 0 || rows < 0 || begin + rows > p.queries.total) rows = 0;
+    const bool sound = begin >= 0 && rows >= 0 && begin + rows <= p.queries.total;
+    malformed |= active && !sound;
+    if (!active || !sound) rows = 0;
   }
   const int64_t table_row = p.table.row_of(b);
   if (part == 0 && p.status != nullptr) {
-    bool lost = false;
+    bool lost = false, misplaced = malformed;
     for (int64_t i = threadIdx.x; i < rows; i += kWriteThreads) {
       const RowPlace place = place_of_row(p, nodes, table_row, context, begin, i);
-      lost |= place.node >= 0 && place.page < 0;
+      lost |= place.node >= 0 && place.page == -1;
+      misplaced |= place.page == -2;
     }
-    const bool any_lost = __syncthreads_or(lost) != 0;
+    const bool any_lost = __syncthreads_or(lost) != 0, any_misplaced = __syncthreads_or(misplaced) != 0;
     if (threadIdx.x == 0) {
-      p.status[b] = (malformed ? kStatusMalformed : 0) | (any_lost ? kStatusPageOutOfRange : 0);
+      p.status[b] = (any_misplaced ? kStatusMalformed : 0) | (any_lost ? kStatusPageOutOfRange : 0);
     }
   }
   const int warp = static_cast<int>(threadIdx.x) / 32;
