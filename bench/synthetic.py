@@ -133,7 +133,7 @@ class SyntheticDrafter:
             ranks: tokens that a tree has for one position behind the same node.
         """
         self.inner, self.features = inner, tuple(getattr(inner, "features", ()))
-        self._ops, self._script, self._num_draft = ops, script, num_draft
+        self._ops, self._script = ops, script
         self._nodes, self._ranks = nodes, ranks
         self._lengths = Lengths(alpha, num_draft)
         self._scores = torch.full((ranks,), _SIBLING)

@@ -164,7 +164,7 @@ def _laws(acceptance: Sequence[float] | Sequence[Sequence[float]] | Tensor) -> T
     if table.dim() not in (1, 2):
         raise ValueError(f"{_OP}: acceptance must be numbers of shape [K] or [D, K], got {acceptance!r}")
     if not bool(((table >= 0) & (table <= 1)).all()):
-        raise ValueError(f"{_OP}: acceptance must be between 0 and 1, got {table.tolist()}")
+        raise ValueError(f"{_OP}: acceptance must be between 0 and 1, got {acceptance!r}")
     total = float(table.sum(-1).max()) if table.numel() else 0.0
     if total > 1 + 1e-6:
         raise ValueError(f"{_OP}: acceptance must sum to at most 1 in each row, got {total}")

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 import specdec_kernels as ops
+from python_ref.decoding import Request
+from python_ref.drafters.dflash import MOST_NODES
 
 from . import engine
 from .bench import check_package, write_rows
@@ -95,10 +97,13 @@ def bench_e2e(
         ("--repeats", repeats, 1),
     ):
         at_least(option, value, least)
+    if nodes > MOST_NODES:
+        raise UserError(f"--nodes must be at most {MOST_NODES}, got {nodes}")
     where = engine.find_device(device)
     if where.type != "cpu" and dtype == "int8":
         raise UserError(f"--dtype must be float32 or bfloat16 on {where.type}, got 'int8'")
     with user_errors():
+        Request([0], max_new_tokens, temperature)  # refuses before anything is made
         work = e2e.Work(shape, dtype, device, batch, context, max_new_tokens, repeats, nodes, temperature)
         cases = [
             e2e.Case(name, length, tau) for name in names for length in lengths or [e2e.DRAFTERS[name]] for tau in taus

@@ -152,7 +152,7 @@ def demo(
             engines = decoders(target.model, ops, methods, drafters, min(max_batch, len(prompts)))
             methods = [with_nodes(method, decoder) for method, decoder in zip(methods, engines, strict=True)]
             # What is shown warms everything up, and is not measured: writing takes time, too.
-            _show(console, target, engines, sources, prompts, size.shown_tokens)
+            _show(console, target, methods, engines, sources, prompts, size.shown_tokens)
             if num_draft == AUTO:
                 others = [target.encode(source.text) for source in every[size.prompts :] or sources]
                 methods = [_fastest(method, decoder, others) for method, decoder in zip(methods, engines, strict=True)]
@@ -222,6 +222,7 @@ def _served_by(device: str) -> str:
 def _show(
     console: Console,
     target: Loaded,
+    methods: Sequence[Method],
     engines: Sequence[Decoder],
     sources: Sequence[Source],
     prompts: Sequence[Sequence[int]],
@@ -233,7 +234,7 @@ def _show(
         console.print("Drafts that were accepted are green.", style="green")
     shown: float | None = None
     which = -1
-    for method, decoder in zip(METHODS, engines, strict=True):
+    for method, decoder in zip(methods, engines, strict=True):
         if method.temperature != shown:
             shown, which = method.temperature, (which + 1) % len(prompts)
             _print_prompt(console, sources[which])

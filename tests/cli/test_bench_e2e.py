@@ -46,6 +46,7 @@ def test_rows_come_as_a_table_and_as_files(specdec, tmp_path):
         (("--num-draft", "0"), "--num-draft must be integers from 1 to 63 with commas, got '0'"),
         (("--num-draft", "x"), "--num-draft must be integers from 1 to 63 with commas, got 'x'"),
         (("--nodes", "1"), "--nodes must be at least 2, got 1"),
+        (("--nodes", "1025"), "--nodes must be at most 1024, got 1025"),
         (("--dtype", "float16"), "--dtype must be one of float32, bfloat16, int8, got 'float16'"),
         (("--batch", "0"), "--batch must be at least 1, got 0"),
         (("--temperature", "-1"), "temperature must be finite and at least 0, got -1.0"),
