@@ -57,16 +57,17 @@ void verify_rejection(const Tensor& cu_nodes, const Tensor& tokens, const Tensor
                       const Tensor& out_tokens, const Tensor& num_tokens, const Tensor& path, const Tensor& status,
                       const OptionalTensor& logprobs, const OptionalTensor& lse) {
   const Arguments a("verify.rejection", Backend::kDevice);
-  SPECDEC_CHECK(rule == 0, a.op(), ": rule must be 0, got ", rule);
+  SPECDEC_CHECK(rule >= 0 && rule <= 3, a.op(), ": rule must be between 0 and 3, got ", rule);
+  static constexpr Rule kRules[] = {Rule::rejection, Rule::bottom_up, Rule::bottom_up, Rule::greedy_plus_one};
   VerifyParams p;
-  p.rule = Rule::rejection;
+  p.rule = kRules[rule];
   p.call = read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed, allowed_rows, active,
                             max_tokens, logprobs_mode, {out_tokens, num_tokens, path, status, logprobs, lse});
   const int64_t batch = p.call.tree.batch, total = p.call.tree.total, vocab = p.call.logits.columns;
   p.sampling = read_settings(a, temperature, top_k, top_p, min_p, filter_order, batch);
   p.sampling.seed = a.vector<int64_t>("seed", seed, batch);
   p.context_lens = a.index("context_lens", context_lens, batch);
-  p.replacement = replacement;
+  p.replacement = replacement && p.rule != Rule::greedy_plus_one;  // which does not ask
   if (draft_logits) {
     p.draft_logits = read_logits(a, "draft_logits", *draft_logits);
     p.draft_sampling =
@@ -88,11 +89,120 @@ void verify_rejection(const Tensor& cu_nodes, const Tensor& tokens, const Tensor
   Backend::verify(p, a, logits);
 }
 
+// The arguments of a lossy rule that draws, behind the call.
+inline void read_drawn(const Arguments& a, VerifyParams& p, const Tensor& temperature, const OptionalTensor& top_k,
+                       const OptionalTensor& top_p, const OptionalTensor& min_p, const Tensor& seed,
+                       int64_t filter_order, const Tensor& context_lens) {
+  const int64_t batch = p.call.tree.batch;
+  p.sampling = read_settings(a, temperature, top_k, top_p, min_p, filter_order, batch);
+  p.sampling.seed = a.vector<int64_t>("seed", seed, batch);
+  p.context_lens = a.index("context_lens", context_lens, batch);
+}
+
+inline void read_divergence(const Arguments& a, VerifyParams& p, const OptionalTensor& divergence) {
+  if (!divergence) return;
+  p.call.divergence = a.contiguous_rows<float>("divergence", *divergence, p.call.tree.batch, p.call.width());
+}
+
+template <class Backend>
+void verify_threshold(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& parents, const Tensor& depths,
+                      const Tensor& ends, const Tensor& logits, const Tensor& temperature, const OptionalTensor& top_k,
+                      const OptionalTensor& top_p, const OptionalTensor& min_p, const Tensor& seed,
+                      int64_t filter_order, const Tensor& context_lens, double single, double accumulated,
+                      const OptionalTensor& rows, const OptionalTensor& allowed, const OptionalTensor& allowed_rows,
+                      const OptionalTensor& active, const OptionalTensor& max_tokens, int64_t logprobs_mode,
+                      const Tensor& out_tokens, const Tensor& num_tokens, const Tensor& path, const Tensor& status,
+                      const OptionalTensor& logprobs, const OptionalTensor& lse, const OptionalTensor& divergence) {
+  const Arguments a("verify.threshold", Backend::kDevice);
+  VerifyParams p;
+  p.rule = Rule::threshold;
+  p.call = read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed, allowed_rows, active,
+                            max_tokens, logprobs_mode, {out_tokens, num_tokens, path, status, logprobs, lse});
+  read_drawn(a, p, temperature, top_k, top_p, min_p, seed, filter_order, context_lens);
+  SPECDEC_CHECK(single >= 0 && single <= 1, a.op(), ": single must be between 0 and 1, got ", single);
+  SPECDEC_CHECK(accumulated > 0 && accumulated <= 1, a.op(), ": accumulated must be above 0 and at most 1, got ",
+                accumulated);
+  p.single = single;
+  p.accumulated = accumulated;
+  read_divergence(a, p, divergence);
+  Backend::verify(p, a, logits);
+}
+
+template <class Backend>
+void verify_typical(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& parents, const Tensor& depths,
+                    const Tensor& ends, const Tensor& logits, const Tensor& temperature, const OptionalTensor& top_k,
+                    const OptionalTensor& top_p, const OptionalTensor& min_p, const Tensor& seed, int64_t filter_order,
+                    const Tensor& context_lens, double epsilon, double delta, const OptionalTensor& rows,
+                    const OptionalTensor& allowed, const OptionalTensor& allowed_rows, const OptionalTensor& active,
+                    const OptionalTensor& max_tokens, int64_t logprobs_mode, const Tensor& out_tokens,
+                    const Tensor& num_tokens, const Tensor& path, const Tensor& status, const OptionalTensor& logprobs,
+                    const OptionalTensor& lse, const OptionalTensor& divergence) {
+  const Arguments a("verify.typical", Backend::kDevice);
+  VerifyParams p;
+  p.rule = Rule::typical;
+  p.call = read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed, allowed_rows, active,
+                            max_tokens, logprobs_mode, {out_tokens, num_tokens, path, status, logprobs, lse});
+  read_drawn(a, p, temperature, top_k, top_p, min_p, seed, filter_order, context_lens);
+  SPECDEC_CHECK(epsilon >= 0 && epsilon <= 1, a.op(), ": epsilon must be between 0 and 1, got ", epsilon);
+  SPECDEC_CHECK(delta >= 0, a.op(), ": delta must be at least 0, got ", delta);
+  p.epsilon = epsilon;
+  p.delta = delta;
+  read_divergence(a, p, divergence);
+  Backend::verify(p, a, logits);
+}
+
+template <class Backend>
+void verify_relaxed(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& parents, const Tensor& depths,
+                    const Tensor& ends, const Tensor& logits, int64_t top_k, double delta, const OptionalTensor& rows,
+                    const OptionalTensor& allowed, const OptionalTensor& allowed_rows, const OptionalTensor& relax,
+                    const OptionalTensor& active, const OptionalTensor& max_tokens, int64_t logprobs_mode,
+                    const Tensor& out_tokens, const Tensor& num_tokens, const Tensor& path, const Tensor& status,
+                    const OptionalTensor& logprobs, const OptionalTensor& lse, const OptionalTensor& divergence) {
+  const Arguments a("verify.relaxed", Backend::kDevice);
+  VerifyParams p;
+  p.rule = Rule::relaxed;
+  p.call = read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed, allowed_rows, active,
+                            max_tokens, logprobs_mode, {out_tokens, num_tokens, path, status, logprobs, lse});
+  SPECDEC_CHECK(top_k >= 1, a.op(), ": top_k must be at least 1, got ", top_k);
+  SPECDEC_CHECK(delta >= 0 && delta <= 1, a.op(), ": delta must be between 0 and 1, got ", delta);
+  p.top_k = top_k;
+  p.delta = delta;
+  p.relax = a.vector<bool>("relax", relax, p.call.tree.batch);
+  read_divergence(a, p, divergence);
+  Backend::verify(p, a, logits);
+}
+
+template <class Backend>
+void verify_synthetic(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& parents, const Tensor& depths,
+                      const Tensor& ends, const Tensor& logits, const Tensor& temperature, const OptionalTensor& top_k,
+                      const OptionalTensor& top_p, const OptionalTensor& min_p, const Tensor& seed,
+                      int64_t filter_order, const Tensor& context_lens, const Tensor& rates, const OptionalTensor& rows,
+                      const OptionalTensor& allowed, const OptionalTensor& allowed_rows, const OptionalTensor& active,
+                      const OptionalTensor& max_tokens, int64_t logprobs_mode, const Tensor& out_tokens,
+                      const Tensor& num_tokens, const Tensor& path, const Tensor& status,
+                      const OptionalTensor& logprobs, const OptionalTensor& lse, const OptionalTensor& divergence) {
+  const Arguments a("verify.synthetic", Backend::kDevice);
+  VerifyParams p;
+  p.rule = Rule::synthetic;
+  p.call = read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed, allowed_rows, active,
+                            max_tokens, logprobs_mode, {out_tokens, num_tokens, path, status, logprobs, lse});
+  read_drawn(a, p, temperature, top_k, top_p, min_p, seed, filter_order, context_lens);
+  p.rates = a.vector<float>("rates", rates, rates.dim() == 1 ? rates.size(0) : 0);
+  SPECDEC_CHECK(rates.size(0) >= p.call.tree.max_depth, a.op(), ": rates must have at least ", p.call.tree.max_depth,
+                " elements, got ", rates.size(0));
+  read_divergence(a, p, divergence);
+  Backend::verify(p, a, logits);
+}
+
 template <class Backend, class Library>
 void register_verify(Library& library) {
   SPECDEC_IMPL(library, verify_greedy, verify_greedy<Backend>);
   SPECDEC_IMPL(library, verify_match, verify_match<Backend>);
   SPECDEC_IMPL(library, verify_rejection, verify_rejection<Backend>);
+  SPECDEC_IMPL(library, verify_threshold, verify_threshold<Backend>);
+  SPECDEC_IMPL(library, verify_typical, verify_typical<Backend>);
+  SPECDEC_IMPL(library, verify_relaxed, verify_relaxed<Backend>);
+  SPECDEC_IMPL(library, verify_synthetic, verify_synthetic<Backend>);
 }
 
 }  // namespace specdec

@@ -80,7 +80,7 @@ def _draft(case, history):
             depths=torch.full((rows,), depth),
             nodes=torch.tensor(level),
             coupled=case.coupled,
-            top=case.top,
+            top=num - 1 if case.rule == "greedy_plus_one" else case.top,
             **maps,
         )
         for row, (v, count) in enumerate(zip(level, counts, strict=True)):
@@ -144,6 +144,7 @@ def step(case, history):
             settings,
             ops.Sampling.of(1, **dict(case.draft_settings)),
             context,
+            rule="token" if case.rule == "rejection" else case.rule,
             replacement=case.replacement,
             draft_rows=torch.where(fixed, -1, torch.arange(len(rows))),
             **law_maps,
