@@ -273,14 +273,7 @@ class Bench:
 
     def _decoder(self, case: Case, tau: float) -> Decoder:
         reach = _reach(self.work, case)
-        drafter = SyntheticDrafter(
-            self._drafter(case),
-            self.ops,
-            self._script,
-            acceptance(tau, reach),
-            reach,
-            nodes=self.work.nodes if case.drafter == "ddtree" else 0,
-        )
+        drafter = SyntheticDrafter(self._drafter(case), self._script, acceptance(tau, reach), reach)
         return Decoder(self._model, ops=self.ops, drafter=drafter, num_draft=case.num_draft, max_batch=self.work.batch)
 
     def _drafter(self, case: Case) -> Any:
