@@ -65,6 +65,8 @@ def bench_drafts(
     names = several(drafter, "dflash,ddtree", str)
     if "none" in names:
         raise UserError(f"--drafter must be one of {', '.join(_NAMES)}, got 'none'")
+    for name in names:
+        engine.find_drafter(name)
     where = engine.find_device(device)
     with user_errors():
         settings = Request([0], max_new_tokens, temperature, stop_tokens=())

@@ -114,6 +114,8 @@ def bench_serve(
     check_file("--csv", csv_file)
     _check_plot(plot)
     drafters = several(drafter, size.drafters, str)
+    for name in drafters:
+        engine.find_drafter(name)
     batches = several(max_batch, size.batches, integers("--max-batch", 1, engine.MAX_BATCH))
     rates = several(rate, size.rates, _rate)
     count = at_least("--requests", size.requests if requests is None else requests, 1)

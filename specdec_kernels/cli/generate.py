@@ -97,6 +97,7 @@ def generate(
     engine.check_choice("--rule", rule, RULES)
     engine.check_choice("--dtype", dtype, engine.DTYPES)
     engine.check_max_batch(max_batch)
+    engine.find_drafter(drafter)
     where = engine.find_device(device)
     drafts = values.num_draft(num_draft)
     if drafts is None and drafter == "none":
