@@ -21,6 +21,7 @@ from . import engine, values
 from .batch import Prompt, read_batch
 from .engine import Loaded
 from .errors import UserError, check_text, user_errors, utf8
+from .options import BackendOption
 from .output import JsonOption, check_file, check_json, progress, working, write_json, write_text
 from .text import TextStream
 from .trace_file import write_trace
@@ -76,10 +77,7 @@ def generate(
             help="match: the text of plain decoding; greedy: the same at temperature 0; rejection: its law.",
         ),
     ] = "match",
-    backend: Annotated[
-        str | None,
-        typer.Option(metavar="|".join(ops.BACKENDS), help="Who computes the ops; none: the best there is."),
-    ] = None,
+    backend: BackendOption = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the model runs.")] = "cpu",
     dtype: Annotated[
         str, typer.Option(metavar="|".join(engine.DTYPES), help="Of the model; int8: the weights only, on the CPU.")
