@@ -33,7 +33,7 @@ class Decoder:
     """Generates text with a model, and with a drafter if there is one; serves requests as they come.
 
     ``generate`` takes a list of requests. To serve, ``submit`` requests at any time, also within callbacks, and call
-    ``step`` as long as it says that there is work.
+    ``step`` as long as it says that there is work. Callbacks may also call ``abort``.
 
     The token at absolute position ``p`` of a request is drawn with the counters of position ``p`` and the request's
     seed, by ``ops.sample.sample`` or ``ops.verify.match`` alike: with a row-invariant linear layer
@@ -166,15 +166,11 @@ class Decoder:
         return not self.idle
 
     def abort(self) -> None:
-        """End all requests with the reason ``"cancelled"``; every page is free then.
-
-        Raises:
-            RuntimeError: if it is called by a callback.
-        """
-        self._refuse_within("abort")
+        """End all requests with the reason ``"cancelled"``; every page is free then. Callbacks may do so: what the step had
+        for the others is dropped."""
         with torch.inference_mode():  # as the steps that made the caches
             self._end_all("cancelled")
-            if self.guesser is not None:
+            if self.guesser is not None and not self._inside:  # which the step does by itself
                 self.guesser.observe(self.batch, [0] * self.batch.size)
 
     def reset_statistics(self) -> None:
@@ -278,10 +274,11 @@ class Decoder:
         else:
             step = speculative.step(self, clock)
         self.statistics.steps += 1
-        self.statistics.request_steps += len(live)
         committed = [0] * self.batch.size
         for row in live:
-            committed[row] = self._commit(row, step)
+            if self.batch.requests[row] is not None:  # else the callback of another one has aborted
+                self.statistics.request_steps += 1
+                committed[row] = self._commit(row, step)
         clock.lap()
         if self.guesser is not None:
             self.guesser.observe(self.batch, committed)

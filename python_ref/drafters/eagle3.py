@@ -33,6 +33,7 @@ from .eagle3_tree import MOST_NODES, Grower, most_levels
 from .protocol import Proposal
 
 if TYPE_CHECKING:
+    from ..decoding.static_eagle3 import StaticEagle3
     from ..models.eagle3 import Eagle3
 
 # Wider trees have not levels enough: see `most_levels`.
@@ -140,6 +141,12 @@ class Eagle3Drafter:
         """Take the features ``[B, W, F * hidden]`` of what a step has committed: of row ``b`` the first ``num_tokens``."""
         self._follow(batch)
         self._keep({row: features[row, :count] for row, count in enumerate(num_tokens.tolist()) if count})
+
+    def static(self, num_draft: int) -> StaticEagle3:
+        """The same for a loop that never waits: :mod:`python_ref.decoding.overlapped`."""
+        from ..decoding.static_eagle3 import StaticEagle3, StaticEagle3Tree  # which need this package
+
+        return (StaticEagle3Tree if self.is_tree else StaticEagle3)(self, num_draft)
 
     def _follow(self, batch: Batch) -> PagedCache:
         """The cache, with the rows of requests that have left given back."""

@@ -12,6 +12,7 @@ from ..decoding.attention import PagedAttention, Rows
 from ..decoding.batch import Batch
 from ..decoding.cache import PagedCache, check_page_size
 from ..decoding.prefill import prefill
+from ..decoding.static_independent import StaticIndependent
 from .protocol import Proposal
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ class IndependentDrafter:
             self._known[row] = min(self._known[row], len(text) - 1)
             if self._known[row] == 0:
                 self._read(cache, batch, row, len(text) - 1)
+
+    def static(self, num_draft: int) -> StaticIndependent:
+        """The same for a loop that never waits: :mod:`python_ref.decoding.overlapped`."""
+        return StaticIndependent(self, num_draft)
 
     def _follow(self, batch: Batch) -> PagedCache:
         """The cache, with the rows of requests that have left given back."""

@@ -53,6 +53,9 @@ class Drafter(Protocol):
     Two attributes are heeded by :func:`python_ref.decoding.calibrate`, if they are there: ``most_drafts``, the most drafts in
     a row that it has; and ``is_tree`` with ``nodes``, which may be set between generations: nodes of its trees.
 
+    A method ``static(num_draft)`` makes its form for :class:`python_ref.decoding.OverlappedDecoder`, if it has one: a
+    :class:`~python_ref.decoding.static_drafter.StaticDrafter`.
+
     A drafter that reads the target's hidden states names the layers in an attribute ``features`` (a tuple of ids; the
     output of layer ``i``, counted from 0, has the id ``i``) and has two more methods, see
     :class:`FeatureDrafter`.

@@ -21,6 +21,7 @@ from . import engine, values
 from .comparison import PLAIN, Method, Row, compare, decoders, request, with_nodes
 from .engine import BLOCKS, DRAFT, HEAD, TARGET, Loaded
 from .errors import UserError, check_text, user_errors
+from .options import BackendOption, DeviceOption, DtypeOption
 from .output import JsonOption, check_json, printable, progress, write_json
 from .text import TextStream
 from .values import AUTO
@@ -98,14 +99,9 @@ def demo(
     max_batch: Annotated[
         int, typer.Option(metavar="N", help="Most prompts decoded together; 1 is where drafts gain most.")
     ] = 4,
-    backend: Annotated[
-        str | None,
-        typer.Option(metavar="|".join(ops.BACKENDS), help="Who computes the ops; none: the best there is."),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the models run.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(metavar="|".join(engine.DTYPES), help="Of the models; int8: the weights only, on the CPU.")
-    ] = "float32",
+    backend: BackendOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     assets: Annotated[
         Path | None,
         typer.Option(
