@@ -195,7 +195,7 @@ class Expectation(NamedTuple):
         token: mean of ``num_tokens`` under the rule ``token``.
         traversal: under ``traversal`` and ``block``.
         greedy_plus_one: under ``greedy_plus_one``.
-        bound: the probability that the first draft is accepted, which no rule exceeds.
+        bound: the probability that a draft of the root is accepted, which no rule exceeds on average over the drafts.
     """
 
     token: Tensor

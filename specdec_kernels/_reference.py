@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from ._schema import BY_NAME, FILTER_ORDERS, LOGPROBS, MASK_LAYOUTS, REJECTION_RULES, VISIBILITIES
-from .types import Block, Expansion, KvBuffers, KvGroup, Links, Sampling, TokenTree, VerifyResult
+from .types import Block, Expansion, Expectation, KvBuffers, KvGroup, Links, Sampling, TokenTree, VerifyResult
 
 _TREE = ("cu_nodes", "tokens", "parents", "depths", "ends")
 _SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed")
@@ -106,6 +106,10 @@ def _call(op: str, function: Callable[..., Any], given: dict[str, Any]) -> None:
         given["out"] = result
         if "rule" in given:
             given["rule"] = REJECTION_RULES[given["rule"]]
+    elif op == "verify_expect":
+        given["out"] = Expectation(*(given.pop(name) for name in Expectation._fields))
+        fields = {name: given.pop(name) for name in _TREE}
+        given["tree"] = TokenTree(**fields, max_nodes=fields["tokens"].shape[0], max_depth=given.pop("max_depth"))
     elif op == "tree_from_chains":
         fields = {name: given.pop(name) for name in (*_TREE, "status")}
         width = given["chains"].shape[1]
