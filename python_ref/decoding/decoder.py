@@ -59,6 +59,7 @@ class Decoder:
         prefill_chunk: int = 32,
         logprobs: str | None = None,
         trace: Recorder | None = None,
+        expects: bool = False,
     ) -> None:
         """Make a decoder.
 
@@ -67,8 +68,8 @@ class Decoder:
             ops: the package of the ops, ``python_ref.ops`` or ``specdec_kernels``.
             drafter: guesses; None: plain decoding.
             rule: how drafts are verified. ``"match"``: text identical to plain decoding; ``"greedy"``: the argmax,
-                for temperature 0; ``"rejection"``: by the ratio of the laws, which accepts the most of sampled
-                drafts, and keeps the law but not the text.
+                for temperature 0; ``"rejection"`` (rule ``"token"`` of ``verify.rejection``), ``"block"``, ``"traversal"``
+                and ``"greedy_plus_one"``: by the ratio of the laws, which keeps the law but not the text.
             num_draft: most drafts in a row, per request and step; how wide a tree is, its drafter knows. 0: plain decoding,
                 the drafter is not asked. May be changed between generations.
             max_batch: most requests decoded together; others wait.
@@ -76,6 +77,8 @@ class Decoder:
             prefill_chunk: prompt tokens per pass.
             logprobs: ``"processed"`` (of the law that is sampled) or ``"raw"`` (of the model's own) for every token.
             trace: is told every step; None: nobody.
+            expects: whether the statistics also get what each step had to expect in closed form, under the rules that look
+                at ratios (``verify.expect``).
 
         Raises:
             ValueError: if an argument is out of range.
@@ -94,7 +97,7 @@ class Decoder:
         self._asked = rule  # what it takes must not depend on whether somebody guesses
         self.rule = rule if drafter is not None else "match"  # of a chain without drafts: plain decoding
         self.num_draft, self.max_batch, self.prefill_chunk = num_draft, max_batch, prefill_chunk
-        self.logprobs, self.trace = logprobs, trace
+        self.logprobs, self.trace, self.expects = logprobs, trace, expects
         self.max_positions = model.config.max_positions
         weight = model.model.embed_tokens.weight
         self.device = weight.device

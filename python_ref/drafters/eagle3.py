@@ -30,7 +30,7 @@ from ..decoding.attention import PagedAttention, Rows
 from ..decoding.batch import Batch
 from ..decoding.cache import PagedCache, check_page_size
 from .eagle3_tree import MOST_NODES, Grower, most_levels
-from .protocol import Proposal
+from .protocol import RATIO_RULES, Proposal
 
 if TYPE_CHECKING:
     from ..decoding.static_eagle3 import StaticEagle3
@@ -251,7 +251,7 @@ class Eagle3Drafter:
                 draft_to_target=self._to_target,
             )
             tokens[where, i] = drafts[:, 0]
-            if rule == "rejection":
+            if rule in RATIO_RULES:
                 laws.append(logits)
                 rows[where, i] = torch.arange(drawn, drawn + len(live), device=device)
                 drawn += len(live)

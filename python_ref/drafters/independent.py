@@ -13,7 +13,7 @@ from ..decoding.batch import Batch
 from ..decoding.cache import PagedCache, check_page_size
 from ..decoding.prefill import prefill
 from ..decoding.static_independent import StaticIndependent
-from .protocol import Proposal
+from .protocol import RATIO_RULES, Proposal
 
 if TYPE_CHECKING:
     from ..models import Transformer
@@ -95,7 +95,7 @@ class IndependentDrafter:
                 coupled=rule == "match",
             )
             tokens[where, i] = drafts[:, 0]
-            if rule == "rejection":
+            if rule in RATIO_RULES:
                 laws.append(logits)
                 rows[where, i] = torch.arange(drawn, drawn + len(live), device=batch.device)
                 drawn += len(live)
