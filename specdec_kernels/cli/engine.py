@@ -14,7 +14,7 @@ import torch
 import python_ref
 import specdec_kernels as ops
 from python_ref.decoding import Decoder, Point, Request, calibration
-from python_ref.drafters import DFlashDrafter, Eagle3Drafter, IndependentDrafter, NgramDrafter
+from python_ref.drafters import DFlashDrafter, Eagle3Drafter, IndependentDrafter, IndependentTreeDrafter, NgramDrafter
 from python_ref.models import load_config, load_eagle3, load_model, load_tokenizer
 from python_ref.models.checkpoint import read_json
 from python_ref.models.dflash_checkpoint import is_dflash, load_dflash
@@ -26,10 +26,11 @@ from .output import progress, working
 
 ASSETS = Path(python_ref.__file__).parent / "assets"
 TARGET, DRAFT, HEAD, BLOCKS = "pystdlib-target", "pystdlib-draft", "pystdlib-eagle3", "pystdlib-dflash"
-DRAFTERS = ("none", "ngram", "independent", "eagle3", "eagle3-tree", "dflash", "ddtree")
+DRAFTERS = ("none", "ngram", "independent", "independent-tree", "eagle3", "eagle3-tree", "dflash", "ddtree")
 # Of a drafter with a model: the shipped one, and the kind that it must be of.
 _MODELS = {
     "independent": (DRAFT, "decoder"),
+    "independent-tree": (DRAFT, "decoder"),
     "eagle3": (HEAD, "eagle3"),
     "eagle3-tree": (HEAD, "eagle3"),
     "dflash": (BLOCKS, "dflash"),
@@ -233,8 +234,9 @@ def find_drafter(spec: str) -> tuple[str, Path | None]:
     return kind, find_model(f"--drafter {kind}", model or usual, wanted)
 
 
-def make_drafter(spec: str, target: Loaded, dtype: str) -> Any:
-    """The drafter of a name as in :func:`find_drafter`; None for plain decoding.
+def make_drafter(spec: str, target: Loaded, dtype: str, replacement: bool = False) -> Any:
+    """The drafter of a name as in :func:`find_drafter`; None for plain decoding. ``replacement`` is that of the siblings of
+    ``independent-tree``.
 
     Raises:
         UserError: if there is no such drafter, its model cannot be loaded, or it has another vocabulary.
@@ -252,6 +254,8 @@ def make_drafter(spec: str, target: Loaded, dtype: str) -> Any:
     ours, theirs = draft.model.config.vocab_size, target.model.config.vocab_size
     if ours != theirs:
         raise UserError(f"--drafter must have logits for {theirs} tokens as {target.name}, got {ours} of {draft.name}")
+    if kind == "independent-tree":
+        return IndependentTreeDrafter(draft.model, _LIBRARY, replacement=replacement)
     return IndependentDrafter(draft.model, _LIBRARY)
 
 

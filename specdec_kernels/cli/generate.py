@@ -16,6 +16,7 @@ from rich.console import Console
 import specdec_kernels as ops
 from python_ref.decoding import Candidate, Decoder, Output, Point, Request, Statistics
 from python_ref.decoding.trace import Recorder
+from python_ref.drafters import RATIO_RULES
 
 from . import engine, values
 from .batch import Prompt, read_batch
@@ -27,7 +28,7 @@ from .text import TextStream
 from .trace_file import write_trace
 from .vocabulary import token_bytes
 
-RULES = ("match", "greedy", "rejection")
+RULES = ("match", "greedy", *RATIO_RULES)
 
 
 def generate(
@@ -37,7 +38,7 @@ def generate(
     drafter: Annotated[
         str,
         typer.Option(
-            metavar="none|ngram|independent|eagle3|eagle3-tree|dflash|ddtree",
+            metavar="none|ngram|independent|independent-tree|eagle3|eagle3-tree|dflash|ddtree",
             help="Who guesses; behind all but the first two also :DIR or :NAME, the model of the drafter.",
         ),
     ] = "none",
@@ -74,9 +75,13 @@ def generate(
         str,
         typer.Option(
             metavar="|".join(RULES),
-            help="match: the text of plain decoding; greedy: the same at temperature 0; rejection: its law.",
+            help="match: the text of plain decoding; greedy: the same at temperature 0; the others keep its law: rejection "
+            "judges a draft at a time, block and traversal whole paths, greedy_plus_one chosen children and a drawn one.",
         ),
     ] = "match",
+    replacement: Annotated[
+        bool, typer.Option("--replacement", help="Siblings of --drafter independent-tree may repeat each other.")
+    ] = False,
     backend: BackendOption = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the model runs.")] = "cpu",
     dtype: Annotated[
@@ -111,7 +116,7 @@ def generate(
             decoder = Decoder(
                 target.model,
                 ops=ops,
-                drafter=engine.make_drafter(drafter, target, dtype),
+                drafter=engine.make_drafter(drafter, target, dtype, replacement),
                 rule=rule,
                 num_draft=drafts or 0,
                 max_batch=min(max_batch, len(requests)),
@@ -199,6 +204,7 @@ def used_ops(drafter: str, rule: str, device: str, traced: bool) -> list[str]:
         "none": [],
         "ngram": ["draft_ngram_lookup"],
         "independent": ["sample_draft"],
+        "independent-tree": ["sample_draft", "kv_commit"],
         "eagle3": ["sample_draft", "kv_gather"],
         "eagle3-tree": ["draft_expand", "tree_from_parents", "tree_from_beams", "kv_gather", "kv_commit"],
         "dflash": ["sample_draft", "kv_inject", "kv_gather"],
@@ -207,7 +213,8 @@ def used_ops(drafter: str, rule: str, device: str, traced: bool) -> list[str]:
     if kind == "none":
         used = ["tree_from_chains", "verify_match"] if traced else ["sample_sample"]
     else:
-        used = [*drafts, "tree_from_chains", f"verify_{rule}"]
+        verified = "verify_rejection" if rule in RATIO_RULES else f"verify_{rule}"
+        used = [*drafts, "tree_from_chains", verified]
     used += ["kv_write", "attention_tree_attention"]
     return used + (["linear_skinny"] if device == "cpu" else [])
 
