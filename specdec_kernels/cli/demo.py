@@ -168,6 +168,10 @@ def demo(
         f"\nSampled drafts at temperature {rules.TEMPERATURE:g} under the rules that keep the target's law:\n"
     )
     console.print(rules.table(ruled))
+    console.print(
+        "\nclosed form: what the rule had to expect of these steps, without the luck of its coins; by token, by traversal: "
+        "what those rules would have had to expect of the same drafts. (Texts differ, so rows compare across with luck.)"
+    )
     write_json(json_file, {"methods": [asdict(row) for row in rows], "rules": [asdict(row) for row in ruled]})
 
 

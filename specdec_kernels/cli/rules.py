@@ -139,7 +139,7 @@ def table(rows: Sequence[RuleRow]) -> Table:
     made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("drafter", "rule", "siblings\ndrawn"):
         made.add_column(name, no_wrap=True)
-    for name in ("drafts", "tokens\nper step", "in closed\nform", "the same steps\nby token", "by\ntraversal"):
+    for name in ("drafts", "tokens\n/step", "closed\nform", "by\ntoken", "by tra-\nversal"):
         made.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         chain = row.drafter == "independent"
