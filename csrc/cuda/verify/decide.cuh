@@ -25,7 +25,7 @@ class Decider : public LossySteps {
   // For all threads of the team together.
   __device__ Decision at(int32_t node) {
     status_ = 0;
-    read(node);
+    read<kRule == Rule::greedy || kRule == Rule::relaxed>(node);
     const Step step = law_.dead() ? Step{-1, -1} : decide(node);
     if (step.token < 0) status_ |= kStatusDeadEnd;
     Score scored{0.0f, 0.0f};

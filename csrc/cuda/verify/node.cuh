@@ -101,8 +101,10 @@ class NodeLaws {
                 make_place(p_.sampling.seed[request_], position(node), Stream::target, 0, 0, 0));
   }
 
-  // Reads the row of a node; of a greedy request only the maxima. The sources lie in shared memory: registers are for
-  // the passes over rows. Nobody reads those of the node before any more: a barrier lies between two nodes.
+  // Reads the row of a node; of a greedy request only the maxima, and kGreedy says that every request is one. The
+  // sources lie in shared memory: registers are for the passes over rows. Nobody reads those of the node before any
+  // more: a barrier lies between two nodes.
+  template <bool kGreedy = false>
   __device__ void read(int32_t node) {
     if (threadIdx.x == 0) {
       shared_.raw = row_source(p_.call.logits, p_.call.row_of(owner(node)));
@@ -111,7 +113,7 @@ class NodeLaws {
     }
     __syncthreads();
     law_.settings = settings_;
-    if (is_greedy(settings_)) {
+    if (kGreedy || is_greedy(settings_)) {
       scan<false>(team_, law_);
     } else {
       find_law(team_, shared_.bins, law_);
