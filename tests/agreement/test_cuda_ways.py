@@ -63,3 +63,23 @@ def test_requests_that_share_rows_are_told_apart(op, options, device, monkeypatc
         assert int(ours[3][1]) == sk.Status.MALFORMED
         lengths += ours[1][[0, 2]].tolist()
     assert sum(lengths) > 1.2 * len(lengths)  # some drafts are accepted
+
+
+@pytest.mark.parametrize("schedule", ["in_order", "reverse"])
+def test_status_does_not_speak_of_what_was_visited_in_vain(schedule, monkeypatch):
+    """Both children of the root hand something down, the second is the first to be visited, and its row has a NaN."""
+    monkeypatch.setenv("SPECDEC_EMULATOR_DEVICE", "90")
+    monkeypatch.setenv("SPECDEC_EMULATOR_SCHEDULE", schedule)
+    offsets, parents = torch.tensor([0, 5], dtype=torch.int32), torch.tensor([-1, 0, 1, 0, 3], dtype=torch.int32)
+    tree, _ = sk.tree.from_parents(torch.tensor([9, 0, 0, 1, 0]), parents, offsets, max_nodes=5, max_depth=2)
+    logits, drafter = (torch.tensor([row]).repeat(5, 1) for row in ([0.0, 0.0, -2.0], [2.0, 0.0, -2.0]))
+    logits[3, 2] = torch.nan
+    met = []
+    for seed in range(24):
+        sampling = sk.Sampling.of(1, temperature=1.0, seed=seed)
+        arguments = {"tree": tree, "logits": logits, "draft_logits": drafter, "rule": "traversal"}
+        arguments |= {"sampling": sampling, "draft_sampling": sampling, "context_lens": torch.tensor([3])}
+        results = [outcome(backend, "verify_rejection", arguments) for backend in ("emulated", "reference")]
+        assert equal(*results)
+        met.append(int(results[0][3][0]))
+    assert set(met) == {0, sk.Status.NAN}
