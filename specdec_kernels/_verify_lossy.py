@@ -300,7 +300,8 @@ def synthetic(
         tree: draft trees.
         logits: ``[T, V]`` float32, bfloat16 or float16, any row stride; the target's logits at each
             node, after penalties.
-        sampling: settings per request. Temperature 0 is the argmax walk.
+        sampling: settings per request. At temperature 0 the token that is drawn is the argmax;
+            drafts are followed at the given rates all the same.
         context_lens: ``[B]`` int32 or int64, committed tokens.
         rates: ``[n]`` float32, ``n >= max_depth``, acceptance after each depth; what is not
             positive never accepts, 1 and above always.

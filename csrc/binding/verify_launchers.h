@@ -4,6 +4,8 @@
 // belongs.
 #pragma once
 
+#include <cfloat>
+
 #include "register.h"
 #include "sampling_arguments.h"
 
@@ -194,6 +196,7 @@ void verify_typical(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& 
   read_drawn(a, p, temperature, top_k, top_p, min_p, seed, filter_order, context_lens);
   SPECDEC_CHECK(epsilon >= 0 && epsilon <= 1, a.op(), ": epsilon must be between 0 and 1, got ", epsilon);
   SPECDEC_CHECK(delta >= 0, a.op(), ": delta must be at least 0, got ", delta);
+  SPECDEC_CHECK(delta <= FLT_MAX, a.op(), ": delta must be a finite float32, got ", delta);
   p.epsilon = epsilon;
   p.delta = delta;
   read_divergence(a, p, divergence);
@@ -212,7 +215,7 @@ void verify_relaxed(const Tensor& cu_nodes, const Tensor& tokens, const Tensor& 
   p.rule = Rule::relaxed;
   p.call = read_verify_call(a, {cu_nodes, tokens, parents, depths, ends}, logits, rows, allowed, allowed_rows, active,
                             max_tokens, logprobs_mode, {out_tokens, num_tokens, path, status, logprobs, lse});
-  SPECDEC_CHECK(top_k >= 1, a.op(), ": top_k must be at least 1, got ", top_k);
+  SPECDEC_CHECK(top_k >= 1 && top_k <= INT32_MAX, a.op(), ": top_k must be between 1 and 2147483647, got ", top_k);
   SPECDEC_CHECK(delta >= 0 && delta <= 1, a.op(), ": delta must be between 0 and 1, got ", delta);
   p.top_k = top_k;
   p.delta = delta;

@@ -359,7 +359,7 @@ def synthetic(
     Args:
         tree: as in :func:`python_ref.ops.verify.match`, and so are all arguments without a text.
         logits: see there.
-        sampling: see there.
+        sampling: see there; at temperature 0 the argmax is drawn, and drafts are followed all the same.
         context_lens: see there.
         rates: ``[n]`` float32, ``n >= max_depth``; what is not positive never accepts, 1 and above
             always.

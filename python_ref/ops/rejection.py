@@ -115,6 +115,8 @@ class Rejection:
             if not float(frame.left.budget.w) < 1:
                 walk.margin.of_remainder(frame.left.w.minus(frame.left.law_of(token)))
             frame.left.reject(token)
+            if frame.left.exhausted:  # the budget is 1 all the same: the path ends here, by the target's law
+                frame.children.clear()
         path = [frame.node for frame in frames]
         for above, node in zip(path, path[1:], strict=False):
             if len(walk.tokens) < limit:

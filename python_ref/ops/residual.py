@@ -71,10 +71,13 @@ class Residual:
         """The next child came to nothing: what is left for those after it."""
         rest = residual(self.w, self.law_of(token))
         total, slack = rest.w.sum().reshape(1), rest.doubt.sum().reshape(1)
-        reached = total + (1 - self.budget.w)
-        if not float(reached) > 0 or not float(total) > 0:
-            self.exhausted = self.exhausted or not float(self.budget.w) < 1
-            self.w, self.budget = Mass(rest.w, rest.doubt), Mass(total, slack)
+        reached = total + (1 - self.budget.w)  # the probability to come this far
+        if not float(total) > 0:
+            self.w = rest
+            if float(self.budget.w) < 1:
+                self.budget = Mass(total, slack)
+            else:
+                self.exhausted = True
         else:
             doubt = slack + self.budget.doubt
             share = total / reached

@@ -119,7 +119,7 @@ class Case:
             },
             "verify_typical": lambda: {"epsilon": draw.one((0.0, 0.09, 0.5)), "delta": draw.one((0.0, 0.3, 2.0))},
             "verify_relaxed": lambda: {"top_k": draw.one((1, 2, 5, 100)), "delta": draw.one((0.0, 0.05, 0.5, 1.0))},
-            "verify_synthetic": lambda: {"rates": torch.rand(self.depth + draw.whole(0, 2)) * 1.5 - 0.1},
+            "verify_synthetic": lambda: {"rates": draw.uniform(self.depth + draw.whole(0, 2)) * 1.5 - 0.1},
         }[self.op]()
         if self.op == "verify_relaxed" and draw.chance(0.5):
             self.arguments["relax"] = draw.whole_tensor(0, 1, (self.batch,)).bool()

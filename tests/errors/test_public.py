@@ -14,7 +14,13 @@ from . import table
 
 CASES = table.cases()
 PACKAGE = Path(specdec_kernels.__file__).parent
-CHECKED = ("_validate.py", "_tree_exports.py", "_kv_inject.py", *sorted({f"{op.family}.py" for op in OPS}))
+CHECKED = (
+    "_validate.py",
+    "_tree_exports.py",
+    "_kv_inject.py",
+    "_verify_lossy.py",
+    *sorted({f"{op.family}.py" for op in OPS}),
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[table.identity(case[3]) for case in CASES])

@@ -253,12 +253,20 @@ double entropy(const Law& law, int threads) {
       if (w > 0) sum += w * (((double)law.max - law.logits[i]) * per_unit);
     }
   } else {
+    const bool extreme = Weigher(law.settings.temperature).extreme();  // differences may overflow single precision
     std::vector<double> sums((size_t)law.source.blocks(), 0.0);
     for_pieces(law.source.blocks(), threads, [&](int64_t b) {
       if (law.block_max[(size_t)b] == kNothing || law.block_max[(size_t)b] < law.cut.logit) return;
       alignas(64) float buffer[kBlock], weights[kBlock];
       const Block block = load_block(law.source, b, buffer);
       weigh_block(law, b, block, law.max, weights);
+      if (extreme) {
+        double& part = sums[(size_t)b];
+        for (int i = 0; i < block.count; ++i) {
+          if (weights[i] > 0) part += weights[i] * (((double)law.max - block.logits[i]) * per_unit);
+        }
+        return;
+      }
       const F16 zero = broadcast(0.0f), most = broadcast(law.max);
       F16 total = zero;
       for (int i = 0; i < block.count; i += kLanes) {
