@@ -4,6 +4,7 @@
 // Who does what: as in verify.cpp. Memory traffic: the rows of all inner nodes that any rule may visit, once; again
 // under filters; and both rows once per child and rule.
 #include <algorithm>
+#include <cstring>
 
 #include "parallel.h"
 #include "verify_request.h"
@@ -174,22 +175,29 @@ class Expectation {
       return children_.q == nullptr ? std::min(mass, 1.0) : 0.0;
     }
     const Law& q = *children_.q;
-    double p_mass[kSets + 1] = {}, q_mass[kSets + 1] = {};
-    const auto add = [&](int64_t id) {
-      const double p = law_.probability(id), share = q.probability(id);
-      if (p == 0.0 && share == 0.0) return;
-      int set = 0;
-      while (set < kSets && !(p <= ratio(set) * share)) ++set;
-      p_mass[set] += p;
-      q_mass[set] += share;
-    };
-    for (int64_t id = 0; id < request_.vocab(); ++id) add(id);
+    Histogram sets;
+    if (law_.is_short || q.is_short) {
+      // Of the longer law only what the shorter one keeps is looked at; the rest lies in the first set, or in none.
+      const bool by_p = law_.is_short;
+      const Law& listed = by_p ? law_ : q;
+      double p_seen = 0.0, q_seen = 0.0;
+      for (int i = 0; i < listed.count; ++i) {
+        const double p = law_.probability(listed.ids[i]), share = q.probability(listed.ids[i]);
+        sets.add((float)p, (float)share, p, share);
+        p_seen += p;
+        q_seen += share;
+      }
+      sets.q[0] += by_p ? std::max(1.0 - q_seen, 0.0) : 0.0;
+      sets.p[kSets] += by_p ? 0.0 : std::max(1.0 - p_seen, 0.0);
+    } else {
+      for (int64_t block = 0; block < law_.source.blocks(); ++block) add_block(block, q, sets);
+    }
     double tops[kBoundTops] = {};
     const int known = largest_shares(q, std::min<int>((int)number - 1, kBoundTops), tops);
     double value = 1.0, mass = 0.0, share = 0.0;
     for (int set = 0; set < kSets; ++set) {
-      mass += p_mass[set];
-      share += q_mass[set];
+      mass += sets.p[set];
+      share += sets.q[set];
       double together = 1.0;
       for (size_t k = 0; k < number; ++k) {
         const double gone =
@@ -201,12 +209,43 @@ class Expectation {
     return std::max(value, 0.0);
   }
 
-  static double ratio(int set) { return exp2_quarters(set - kBoundSteps); }
-  static double exp2_quarters(int quarters) {
-    constexpr double kRoots[4] = {1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429};
-    const int whole = quarters >> 2;
-    const double power = whole >= 0 ? (double)(1 << whole) : 1.0 / (double)(1 << -whole);
-    return kRoots[quarters & 3] * power;
+  // Masses of the ids that a set adds to the one before it; the last is in no set.
+  struct Histogram {
+    double p[kSets + 1] = {}, q[kSets + 1] = {};
+
+    void add(float p_here, float q_here, double p_share, double q_share) {
+      const int set = set_of(p_here, q_here);
+      p[set] += p_share;
+      q[set] += q_share;
+    }
+
+    // The smallest j with p <= 2^(j/4) q, counted from the first set: j = 4 e and one for each quarter passed.
+    static int set_of(float p_here, float q_here) {
+      if (!(p_here > 0.0f)) return 0;
+      if (!(q_here > 0.0f)) return kSets;
+      const float ratio = p_here / q_here;
+      if (!(ratio > 0x1p-8f)) return 0;
+      if (!(ratio <= 0x1p8f)) return kSets;
+      uint32_t bits;
+      memcpy(&bits, &ratio, sizeof(bits));
+      const int exponent = (int)(bits >> 23) - 127;
+      const uint32_t mantissa = bits & 0x7fffffu;
+      const int passed = (mantissa > 0) + (mantissa > 0x1837f0u) + (mantissa > 0x3504f3u) + (mantissa > 0x5744fcu);
+      return 4 * exponent + passed + kBoundSteps;
+    }
+  };
+
+  void add_block(int64_t index, const Law& q, Histogram& sets) const {
+    alignas(64) float buffer[kBlock], ours[kBlock], theirs[kBlock];
+    const Block p_block = load_block(law_.source, index, buffer);
+    weigh_block(law_, index, p_block, law_.max, ours);
+    const Block q_block = load_block(q.source, index, buffer);
+    weigh_block(q, index, q_block, q.max, theirs);
+    const double p_scale = 1.0 / law_.total, q_scale = 1.0 / q.total;
+    for (int i = 0; i < p_block.count; ++i) {
+      const double p = ours[i] * p_scale, share = theirs[i] * q_scale;
+      sets.add((float)p, (float)share, p, share);
+    }
   }
 
   // The sums of the largest 1, 2, .. probabilities of a law; how many there are.
