@@ -15,11 +15,14 @@ import specdec_kernels as sk
 BACKEND = "triton"
 VERIFY = ("verify_greedy", "verify_match", "verify_rejection")
 
-# Rules beside those: name -> op, rule
+# Rules beside those: name -> op, rule, seeds of usual calls, of odd ones: few, of which each meets what others do not.
 RULES = {
-    "block or traversal": ("verify_rejection", "traversal"),
-    "greedy_plus_one": ("verify_rejection", "greedy_plus_one"),
-    **{op.removeprefix("verify_"): (op, None) for op in compare.LOSSY},
+    "block or traversal": ("verify_rejection", "traversal", (7139, 7154, 7183), (7228, 7278)),
+    "greedy_plus_one": ("verify_rejection", "greedy_plus_one", (7215,), (7009,)),
+    "threshold": ("verify_threshold", None, (7094, 7196, 7211), (7253,)),
+    "typical": ("verify_typical", None, (), (7228, 7234)),
+    "relaxed": ("verify_relaxed", None, (7194, 7211), (7076,)),
+    "synthetic": ("verify_synthetic", None, (7101,), (7102, 7103)),
 }
 
 
@@ -43,12 +46,12 @@ def test_decisions_equal_the_oracle(op, odd):
 
 @pytest.mark.parametrize("name", RULES)
 def test_rules_decide_as_the_oracle(name):
-    op, rule = RULES[name]
+    op, rule, usual, odd = RULES[name]
     tally = compare.Tally(f"{name}, {BACKEND}")
-    for seed in range(4):
-        options = {"kinds": ("normal", "peaked")} if seed < 2 else {"odd": True}
-        case = verify_cases.Case(op, 7100 + seed, **{"odd": False, "batch": 2, "rule": rule} | options)
-        calls.check(BACKEND, op, case.strided() if seed % 2 else case.arguments, tally)
+    for number, seed in enumerate((*usual, *odd)):
+        options = {"kinds": ("normal", "peaked"), "odd": False} if seed in usual else {}
+        case = verify_cases.Case(op, seed, batch=2, rule=rule, **options)
+        calls.check(BACKEND, op, case.strided() if number % 2 else case.arguments, tally)
     near(tally)
 
 
@@ -101,7 +104,7 @@ def test_drafts_of_several_blocks(options, mapped):
 
 @pytest.mark.parametrize("name", ["match", "rejection", *RULES])
 def test_trees_of_several_blocks(name):
-    op, rule = RULES.get(name, (f"verify_{name}", "token"))
+    op, rule = RULES.get(name, (f"verify_{name}", "token"))[:2]
     tally = compare.Tally(f"{name}, V=4101, {BACKEND}")
     for seed in (0, 3)[: 1 + (name in ("match", "rejection"))]:
         options = {"odd": False, "vocab": 4101, "batch": 1, "nodes": 4, "depth": 2, "kinds": ("peaked",)}
