@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .rows import Row
+from .rows import Row, busy
 
 
 def duration(microseconds: float | None) -> str:
@@ -193,10 +193,7 @@ def conclusions(rows: Sequence[Row], backends: Sequence[str], device: str = "cpu
         said.append(
             f"{_name(noted[0], 'cpu')}, {noted[0].variant}: {note}" if len(noted) == 1 else f"{len(noted)} rows: {note}"
         )
-    load = max((row.load or 0.0 for row in rows), default=0.0)
-    if load > 0.5 and device == "cpu":
-        said.append(f"Other processes were running (load {load:g} at the start): the times say little.")
-    return said
+    return said + busy(rows, device)
 
 
 def _name(row: Row, device: str) -> str:

@@ -143,6 +143,15 @@ OPS: tuple[Op, ...] = (
         f"{_BATCH}, {_RESULT}",
     ),
     Op(
+        "verify_expect",
+        f"{_TREE}, Tensor logits, Tensor? draft_logits, Tensor temperature, Tensor? top_k, Tensor? top_p, "
+        "Tensor? min_p, int filter_order, Tensor? draft_temperature, Tensor? draft_top_k, Tensor? draft_top_p, "
+        "Tensor? draft_min_p, int draft_filter_order, bool replacement, Tensor? rows, Tensor? draft_rows, "
+        f"{_LAW}, Tensor? draft_allowed_rows, Tensor? draft_to_target, Tensor? target_to_draft, Tensor? active, "
+        "Tensor? max_tokens, int max_depth, Tensor(a!) token, Tensor(b!) traversal, Tensor(c!) greedy_plus_one, "
+        "Tensor(d!) bound",
+    ),
+    Op(
         "verify_threshold",
         f"{_TREE}, Tensor logits, {_SAMPLING}, Tensor context_lens, float single, float accumulated, Tensor? rows, "
         f"{_LAW}, {_BATCH}, {_LOSSY_RESULT}",

@@ -10,18 +10,17 @@ do not, and can say how far off they are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
 from . import _backend, _results, _validate
 from ._schema import FILTER_ORDERS, LOGPROBS, REJECTION_RULES
+from ._verify_drafts import Drafts, check_draft_mask, check_drafts, flat_drafts
+from ._verify_expect import expect
 from ._verify_lossy import relaxed, synthetic, threshold, typical
 from .types import Sampling, TokenTree, VerifyResult
 
-__all__ = ["greedy", "match", "rejection", "relaxed", "synthetic", "threshold", "typical"]
-
-_NO_SETTINGS: tuple[Any, ...] = (None, None, None, None, 0)
+__all__ = ["expect", "greedy", "match", "rejection", "relaxed", "synthetic", "threshold", "typical"]
 
 
 def greedy(
@@ -256,31 +255,15 @@ def rejection(
     def check() -> None:
         batch, count, device = _validate.token_tree(op, tree)
         _validate.rows(op, "logits", logits, ("T", "V"), device)
-        vocab = logits.shape[1]
         _validate.sampling(op, "sampling", sampling, batch, device)
         _validate.tensor(op, "context_lens", context_lens, (batch,), _validate.INDICES, device)
         _validate.choice(op, "rule", rule, REJECTION_RULES)
         _validate.flag(op, "replacement", replacement)
         _validate.node_rows(op, "rows", rows, "logits", logits, count)
-        if draft_logits is not None:
-            width: int | str = vocab
-            if draft_to_target is not None and target_to_draft is not None:
-                _validate.tensor(op, "draft_to_target", draft_to_target, ("V_draft",), _validate.INDICES, device)
-                _validate.tensor(op, "target_to_draft", target_to_draft, (vocab,), _validate.INDICES, device)
-                width = draft_to_target.shape[0]
-            elif draft_to_target is not None or target_to_draft is not None:
-                missing = "draft_to_target" if draft_to_target is None else "target_to_draft"
-                raise ValueError(f"{op}: {missing} must be given together with its inverse, got None")
-            _validate.rows(op, "draft_logits", draft_logits, ("rows", width), device)
-            if draft_sampling is None:
-                raise ValueError(f"{op}: draft_sampling must be given with draft_logits, got None")
-            _validate.sampling(op, "draft_sampling", draft_sampling, batch, device, needs_seed=False)
-            _validate.node_rows(op, "draft_rows", draft_rows, "draft_logits", draft_logits, count)
-        _validate.law(op, allowed, allowed_rows, count, vocab, device)
-        if draft_allowed_rows is not None:
-            if allowed is None:
-                raise ValueError(f"{op}: allowed must be given with draft_allowed_rows, got None")
-            _validate.tensor(op, "draft_allowed_rows", draft_allowed_rows, (count,), _validate.INDICES, device)
+        drafts = Drafts(draft_logits, draft_sampling, draft_rows, draft_to_target, target_to_draft, draft_allowed_rows)
+        check_drafts(op, logits, drafts, batch, count)
+        _validate.law(op, allowed, allowed_rows, count, logits.shape[1], device)
+        check_draft_mask(op, drafts, allowed, count, device)
         _validate.batch_options(op, active, max_tokens, batch, device)
         _validate.result(op, tree, logprobs, out)
 
@@ -288,14 +271,8 @@ def rejection(
         result = _results.for_call(op, tree, logprobs, out)
         order = FILTER_ORDERS.index(sampling.filter_order)
         _validate.flag(op, "replacement", replacement)
-        drafts: tuple[Any, ...]
-        maps: tuple[Tensor | None, ...]
-        if draft_logits is None:  # what belongs to it means nothing
-            drafts, maps = _NO_SETTINGS, (rows, None, allowed, allowed_rows, draft_allowed_rows, None, None)
-        else:
-            assert draft_sampling is not None
-            drafts = (*draft_sampling[:4], FILTER_ORDERS.index(draft_sampling.filter_order))
-            maps = (rows, draft_rows, allowed, allowed_rows, draft_allowed_rows, draft_to_target, target_to_draft)
+        given = Drafts(draft_logits, draft_sampling, draft_rows, draft_to_target, target_to_draft, draft_allowed_rows)
+        drafts, maps = flat_drafts(given, rows, allowed, allowed_rows)
         kernel(
             *(*tree[:5], logits, draft_logits, *sampling[:5], order, *drafts, context_lens),
             *(REJECTION_RULES.index(rule), replacement, *maps, active, max_tokens, LOGPROBS.index(logprobs), *result),

@@ -120,6 +120,20 @@ struct VerifyParams {
   }
 };
 
+// What a step must expect under each rule, without a coin: [batch] each.
+struct ExpectParams {
+  VerifyParams verify;  // without results
+  float* token = nullptr;
+  float* traversal = nullptr;
+  float* greedy_plus_one = nullptr;
+  float* bound = nullptr;
+};
+
+// The bound looks at the sets of ids with p <= 2^(j/4) q, for j from -kBoundSteps to kBoundSteps, and takes so many of
+// the largest weights of q into account.
+inline constexpr int kBoundSteps = 32;
+inline constexpr int kBoundTops = 16;
+
 // ---- what the lossy rules share
 // --------------------------------------------------------------------------------------
 

@@ -10,13 +10,14 @@ from ..types import VerifyResult
 from . import checks, law
 from . import drafts as draft_laws
 from .drafts import Drafts
+from .expectation import expect
 from .law import GREEDY, Row
 from .lossy import relaxed, synthetic, threshold, typical
 from .rejection import RULES, Rejection, follow_argmax
 from .sample import draw_target
 from .walk import Options, Walk, check, top_down, walk_all
 
-__all__ = ["RULES", "greedy", "match", "rejection", "relaxed", "synthetic", "threshold", "typical"]
+__all__ = ["RULES", "expect", "greedy", "match", "rejection", "relaxed", "synthetic", "threshold", "typical"]
 
 
 def greedy(

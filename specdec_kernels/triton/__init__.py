@@ -21,6 +21,7 @@ from .tree import tree_from_chains
 from .tree_build import tree_from_beams, tree_from_parents
 from .tree_export import tree_to_dense_mask, tree_to_links, tree_to_packed_mask, tree_to_paths
 from .verify import verify_greedy, verify_match, verify_rejection
+from .verify_lossy import verify_relaxed, verify_synthetic, verify_threshold, verify_typical
 
 #: Op -> launcher.
 KERNELS: dict[str, Callable[..., None]] = {
@@ -37,6 +38,10 @@ KERNELS: dict[str, Callable[..., None]] = {
     "verify_greedy": verify_greedy,
     "verify_match": verify_match,
     "verify_rejection": verify_rejection,
+    "verify_threshold": verify_threshold,
+    "verify_typical": verify_typical,
+    "verify_relaxed": verify_relaxed,
+    "verify_synthetic": verify_synthetic,
     "draft_ngram_lookup": draft_ngram_lookup,
     "draft_expand": draft_expand,
     "draft_block": draft_block,

@@ -66,10 +66,16 @@ def is_tree(tree, owners, request, rows, max_depth):
 
 
 @triton.jit
+def end_of(tree, count, node):
+    """The end of a node's subtree; ``count`` bounds that of a root that stands alone."""
+    return tl.minimum(tl.load(tree.ends + node.to(tl.int64) * tree.ends_stride), count)
+
+
+@triton.jit
 def find_child(tree, count, node, start, low, high):
     """The first child of a node, from local index ``start`` on, whose token is in ``[low, high)``; -1 if there is
-    none. ``count`` bounds the subtree of a root that stands alone."""
-    end = tl.minimum(tl.load(tree.ends + node.to(tl.int64) * tree.ends_stride), count)
+    none."""
+    end = end_of(tree, count, node)
     found = tl.full([], _FAR, tl.int32)
     for first in range(start, end, _NODES):
         i = first + tl.arange(0, _NODES)
@@ -91,3 +97,10 @@ def token_of(tree, node):
 def depth_of(tree, node):
     """The depth of a node; a root that stands alone in a malformed tree has depth 0, whatever is written there."""
     return tl.where(node == 0, 0, tl.load(tree.depths + node.to(tl.int64) * tree.depths_stride))
+
+
+@triton.jit
+def parent_of(tree, node):
+    """The parent of a node, -1 of the root."""
+    above = tl.load(tree.parents + node.to(tl.int64) * tree.parents_stride)
+    return tl.where(node == 0, -1, above)

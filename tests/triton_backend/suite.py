@@ -15,6 +15,13 @@ import specdec_kernels as sk
 BACKEND = "triton"
 VERIFY = ("verify_greedy", "verify_match", "verify_rejection")
 
+# Rules beside those: name -> op, rule
+RULES = {
+    "block or traversal": ("verify_rejection", "traversal"),
+    "greedy_plus_one": ("verify_rejection", "greedy_plus_one"),
+    **{op.removeprefix("verify_"): (op, None) for op in compare.LOSSY},
+}
+
 
 def near(tally):
     tally.close(near=0.1, different=0.05)
@@ -28,12 +35,24 @@ def test_decisions_equal_the_oracle(op, odd):
     for seed in range(count if odd else count // 2):
         options = {} if odd else {"kinds": ("normal", "peaked")}
         make = sample_cases.Case if op.startswith("sample") else verify_cases.Case
+        options |= {"rule": "token"} if op == "verify_rejection" else {}
         case = make(op, 7000 + seed, odd=odd, **options)
         calls.check(BACKEND, op, case.strided() if seed % 2 else case.arguments, tally)
     near(tally)
 
 
-@pytest.mark.parametrize("op", VERIFY)
+@pytest.mark.parametrize("name", RULES)
+def test_rules_decide_as_the_oracle(name):
+    op, rule = RULES[name]
+    tally = compare.Tally(f"{name}, {BACKEND}")
+    for seed in range(4):
+        options = {"kinds": ("normal", "peaked")} if seed < 2 else {"odd": True}
+        case = verify_cases.Case(op, 7100 + seed, **{"odd": False, "batch": 2, "rule": rule} | options)
+        calls.check(BACKEND, op, case.strided() if seed % 2 else case.arguments, tally)
+    near(tally)
+
+
+@pytest.mark.parametrize("op", [*VERIFY, "verify_typical"])
 def test_malformed_batches(op):
     tally = compare.Tally(f"{op}, malformed, {BACKEND}")
     for seed in range(3):
@@ -80,12 +99,13 @@ def test_drafts_of_several_blocks(options, mapped):
     near(tally)
 
 
-@pytest.mark.parametrize("op", VERIFY[1:])
-def test_trees_of_several_blocks(op):
-    tally = compare.Tally(f"{op}, V=4101, {BACKEND}")
-    for seed in (0, 3):
-        arguments = calls.call(op, seed, odd=False, vocab=4101, batch=1, nodes=4, depth=2, kinds=("peaked",))
-        calls.check(BACKEND, op, arguments, tally)
+@pytest.mark.parametrize("name", ["match", "rejection", *RULES])
+def test_trees_of_several_blocks(name):
+    op, rule = RULES.get(name, (f"verify_{name}", "token"))
+    tally = compare.Tally(f"{name}, V=4101, {BACKEND}")
+    for seed in (0, 3)[: 1 + (name in ("match", "rejection"))]:
+        options = {"odd": False, "vocab": 4101, "batch": 1, "nodes": 4, "depth": 2, "kinds": ("peaked",)}
+        calls.check(BACKEND, op, calls.call(op, seed, rule=rule, **options), tally)
     near(tally)
 
 
