@@ -17,6 +17,9 @@ SIBLINGS = Case(P4, Q4, (-1, 0, 0), length=3)
 MATCH = Case(P3, Q3, rule="match", coupled=True)
 SURE = Case(P3, torch.tensor([[0.0, -18.0, -20.0]] * 3), (-1, 0, 0), length=3)
 TWICE = Case(P3, Q3, (-1, 0, 0), replacement=True)
+BLOCK = Case(P3, Q3, (-1, 0, 1), rule="block")
+TRAVERSAL = Case(P4, Q4, (-1, 0, 1, 0), length=3, rule="traversal")
+PLUS_ONE = Case(P4, Q4, (-1, 0, 0), length=3, rule="greedy_plus_one")
 FILTERED = Case(P4, Q4, length=3, draft_settings={"temperature": 0.5, "top_k": 3})
 
 
@@ -175,6 +178,17 @@ class ReplacementIsNotTold(Decoding):
         return made
 
 
+class TheLastChildMayRepeatOthers(Decoding):
+    """Drawn with replacement, and verified as if drawn from what the others left."""
+
+    def draft(self, node, num, tokens, lengths, seeds):
+        honest = self.case
+        self.case = Case(**{**vars(honest), "rule": "rejection", "replacement": True})
+        made = super().draft(node, num, tokens, lengths, seeds)
+        self.case = honest
+        return made
+
+
 class PositionsStandStill(Decoding):
     """Every step meets the same noise."""
 
@@ -270,6 +284,14 @@ BUGS = {
     "unlikely drafts are dropped": (UnlikelyDraftsAreDropped, CHAIN),
     "drawn without, verified with replacement": (ReplacementIsNotTold, Case(P3, Q3, (-1, 0, 0), replacement=True)),
     "drawn with, verified without replacement": (ReplacementIsNotTold, SIBLINGS),
+    "unlikely drafts are dropped under block": (UnlikelyDraftsAreDropped, BLOCK),
+    "drawn without, verified with replacement under traversal": (ReplacementIsNotTold, TRAVERSAL),
+    "rows are off by one under traversal": (RowsAreOffByOne, TRAVERSAL),
+    "raw instead of processed draft law under block": (
+        RawDraftLaw,
+        Case(P4, Q4, (-1, 0, 1), length=3, rule="block", draft_settings={"temperature": 0.5, "top_k": 3}),
+    ),
+    "the last child may repeat others under greedy_plus_one": (TheLastChildMayRepeatOthers, PLUS_ONE),
     "positions stand still": (PositionsStandStill, CHAIN),
     "positions stand still under match": (PositionsStandStill, MATCH),
     "a stale target under match": (StaleTarget, MATCH),

@@ -21,6 +21,9 @@ import specdec_kernels as sk
 
 BATCH = 20_000  # trials that are decoded together
 
+#: Rules that ask for no law of the drafts.
+UNDRAFTED = ("match", "threshold", "typical", "synthetic")
+
 #: What a law must not fall below, and what a planted bug must.
 SOUND, FOUND = 1e-4, 1e-12
 
@@ -35,9 +38,10 @@ class Case:
     length: int = 5
     replacement: bool = False
     coupled: bool = False
-    rule: str = "rejection"
+    rule: str = "rejection"  # the rule "token"
     settings: dict[str, Any] = field(default_factory=dict)
     draft_settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # of a lossy rule
 
     @property
     def vocab(self) -> int:
@@ -69,6 +73,9 @@ class Decoding:
         self.device = device_of(backend)
         self.shape = case.shape
         self.target, self.drafter = case.target.to(self.device), case.drafter.to(self.device)
+        self.options = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in case.options.items()
+        }
         self._trees: dict[int, tuple[Tensor, ...]] = {}
 
     def sampling(self, seeds: Tensor, settings: dict[str, Any]) -> sk.Sampling:
@@ -89,6 +96,7 @@ class Decoding:
             depths=torch.full_like(tokens, depth),
             nodes=torch.full_like(tokens, node),
             coupled=self.case.coupled,
+            top=num - 1 if self.case.rule == "greedy_plus_one" else 0,
             backend=self.backend,
         )
 
@@ -118,8 +126,9 @@ class Decoding:
         tree, rows = self.tree(tokens), tokens.flatten().clamp(min=0)
         settings = self.sampling(seeds, self.case.settings)
         options: dict[str, Any] = {"rows": rows, "backend": self.backend}
-        if self.case.rule == "match":
-            result = sk.verify.match(tree, self.target, settings, lengths - 1, **options)
+        if self.case.rule in UNDRAFTED:
+            rule = getattr(sk.verify, self.case.rule)
+            result = rule(tree, self.target, settings, lengths - 1, **self.options, **options)
         else:
             result = sk.verify.rejection(
                 tree,
@@ -128,7 +137,8 @@ class Decoding:
                 settings,
                 self.sampling(seeds, self.case.draft_settings),
                 lengths - 1,
-                replacement=self.case.replacement,
+                "token" if self.case.rule == "rejection" else self.case.rule,
+                self.case.replacement,
                 draft_rows=rows,
                 **options,
             )

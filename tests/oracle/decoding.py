@@ -26,6 +26,7 @@ class Case:
     deterministic_depths: tuple = ()
     coupled: bool = False
     top: int = 0
+    options: tuple = ()  # of a lossy rule
     seed: int = 11
 
     @property
@@ -128,6 +129,9 @@ def step(case, history):
         law_maps = {"allowed": case.mask(), "allowed_rows": torch.zeros_like(tree.tokens)}
     if case.rule == "match":
         result = ops.verify.match(tree, case.target[rows], settings, context, **law_maps)
+    elif case.rule in ("threshold", "typical", "synthetic"):
+        rule = getattr(ops.verify, case.rule)
+        result = rule(tree, case.target[rows], settings, context, **dict(case.options), **law_maps)
     else:
         if case.draft_to_target is not None:
             to_target = torch.tensor(case.draft_to_target)
