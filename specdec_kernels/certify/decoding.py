@@ -12,6 +12,9 @@ from .. import sample, verify
 from ..types import Sampling, TokenTree
 from .models import Case, processed
 
+#: Rules that ask for no law of the drafts.
+UNDRAFTED = ("match", "threshold", "typical", "synthetic")
+
 #: Floats of drafters' rows that are gathered at a time.
 ROWS_AT_ONCE = 1 << 25
 
@@ -71,11 +74,12 @@ def fused(backend: str | None = None) -> Verifier:
             root = step.logits[step.rows.view(step.tokens.shape)[:, 0]]
             drawn = sample.sample(root, step.sampling, step.context_lens + 1, backend=backend)
             return drawn.unsqueeze(1), torch.ones_like(drawn)
-        if case.rule == "match":
-            result = verify.match(step.tree, step.logits, step.sampling, step.context_lens, rows, backend=backend)
-        elif case.rule == "threshold":
-            result = verify.threshold(
-                step.tree, step.logits, step.sampling, step.context_lens, rows=rows, backend=backend
+        if case.rule in UNDRAFTED:
+            function = getattr(verify, case.rule)
+            device = step.logits.device
+            options = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in case.options.items()}
+            result = function(
+                step.tree, step.logits, step.sampling, step.context_lens, rows=rows, backend=backend, **options
             )
         else:
             result = verify.rejection(

@@ -70,11 +70,12 @@ class Case:
         drafter: ``[S, V]`` the drafter's.
         parents: the tree of every step in depth-first pre-order; without drafts: plain decoding.
         length: tokens of a text.
-        rule: ``"match"``, ``"threshold"`` (at 1 and 1, which is lossless), ``"sample"`` or one of ``verify.rejection``.
+        rule: ``"sample"`` (plain decoding), ``"match"``, a lossy rule, or one of ``verify.rejection``.
         replacement: whether siblings are drawn with replacement.
         coupled: whether drafts share the target's noise; for ``match``.
         settings: of the target's law, keywords of ``Sampling.of``.
         draft_settings: of the drafter's.
+        options: of a lossy rule; ``threshold`` without any is lossless.
         bins: ``[V]`` the outcome that each token counts as; None: every token is its own.
         name: what it is called.
     """
@@ -88,6 +89,7 @@ class Case:
     coupled: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     draft_settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     bins: Tensor | None = None
     name: str = ""
 

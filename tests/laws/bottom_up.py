@@ -20,8 +20,8 @@ class BottomUp(Rule):
         """The budget of a child, ``min(1, a p / q)``."""
         return torch.where(w > 0, torch.where(w >= q, 1.0, w / q.clamp(min=1e-300)), 0.0)
 
-    def left_over(self, w: Tensor, q: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
-        """What is left of ``a P`` and ``a`` once a child has come to nothing."""
+    def left_over(self, w: Tensor, q: Tensor, budget: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What is left of ``a P`` and ``a`` once a child, which holds ``tokens``, has come to nothing."""
         rest = (w - q).clamp(min=0)
         total = rest.sum(1)
         reached = total + 1 - budget
@@ -56,7 +56,7 @@ class BottomUp(Rule):
                 token = tokens[:, child].clamp(min=0)
                 has, drawn = (x.gather(1, token.unsqueeze(1)).squeeze(1) for x in (w, q))
                 budgets[child] = torch.where(there, self.handed_down(has, drawn), 0.0)
-                rest, fewer = self.left_over(w, q, a)
+                rest, fewer = self.left_over(w, q, a, token)
                 w, a = torch.where(there.unsqueeze(1), rest, w), torch.where(there, fewer, a)
                 if not self.case.replacement:
                     q = torch.where(there.unsqueeze(1), self.without(q, token), q)
@@ -99,12 +99,12 @@ class BottomUp(Rule):
 
 
 class BudgetOverRemainingDraftMass(BottomUp):
-    """``S`` over what is left of the draft's law in place of ``S + 1 - a``."""
+    """``S`` over what is left of the draft's law without the child, in place of ``S + 1 - a``."""
 
-    def left_over(self, w, q, budget):
-        rest, _ = super().left_over(w, q, budget)
-        total = (w - q).clamp(min=0).sum(1)
-        return rest, (total / (q - w).clamp(min=0).sum(1).clamp(min=1e-12)).clamp(max=1.0)
+    def left_over(self, w, q, budget, tokens):
+        rest, _ = super().left_over(w, q, budget, tokens)
+        left = 1 - q.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        return rest, ((w - q).clamp(min=0).sum(1) / left.clamp(min=1e-12)).clamp(max=1.0)
 
 
 class LastStepIsNotCapped(BottomUp):

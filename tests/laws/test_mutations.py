@@ -95,6 +95,14 @@ class ResidualIsForgotten(Rule):
         return p
 
 
+class ResidualLosesTheDraftAlone(Rule):
+    """The rule for chosen drafts, where they were drawn."""
+
+    def residual(self, p, q):
+        left = p.scatter(1, self.rejected.unsqueeze(1), 0.0)
+        return left / left.sum(1, keepdim=True)
+
+
 class ResidualIsNotNormalised(Rule):
     def residual(self, p, q):
         return (p - q).clamp(min=0)
@@ -189,6 +197,17 @@ class TheLastChildMayRepeatOthers(Decoding):
         return made
 
 
+class ChosenSiblingsAreJudgedAsDrawn(Decoding):
+    """The best ids, and the law they were not drawn from."""
+
+    def draft(self, node, num, tokens, lengths, seeds):
+        honest = self.case
+        self.case = Case(**{**vars(honest), "draft_settings": {"temperature": 0.0}})
+        made = super().draft(node, num, tokens, lengths, seeds)
+        self.case = honest
+        return made
+
+
 class PositionsStandStill(Decoding):
     """Every step meets the same noise."""
 
@@ -273,6 +292,8 @@ BUGS = {
     "coins of all steps share noise": (CoinsOfAllStepsShareNoise, CHAIN),
     "residuals of all steps share noise": (ResidualsOfAllStepsShareNoise, CHAIN),
     "the residual is forgotten": (ResidualIsForgotten, CHAIN),
+    "the residual loses the draft alone": (ResidualLosesTheDraftAlone, CHAIN),
+    "chosen siblings are judged as if drawn": (ChosenSiblingsAreJudgedAsDrawn, SIBLINGS),
     "the residual is not normalised": (ResidualIsNotNormalised, SIBLINGS),
     "the residual knows the last rejection alone": (ResidualKnowsTheLastRejectionAlone, SIBLINGS),
     "the ratio is upside down": (RatioIsUpsideDown, CHAIN),
