@@ -54,14 +54,8 @@ def test_a_negative_seed_is_its_bits():
         assert torch.equal(ours, same)
 
 
-def test_both_tails_are_where_single_precision_has_none():
-    """A uniform number in single precision rounds to 1 near the end, and its exponential is infinite: the id never wins."""
-    ends = torch.tensor([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
-    noise = exponential(ends)
-    assert bool(torch.isfinite(noise).all()) and bool((noise > 0).all())
-    assert bool((noise.diff() > 0).all())
-    assert float(noise[0]) == pytest.approx(2.0**-33, rel=1e-9) and float(noise[-1]) == pytest.approx(
-        33 * 0.6931472, rel=1e-6
-    )
+def test_single_precision_has_no_tail():
+    """A uniform number rounds to 1 near the end, and its exponential is infinite: such an id would never win."""
+    ends = torch.tensor([ALL - 1, ALL])
     single = -torch.log1p(-((ends.float() + 0.5) * 2.0**-32))
-    assert bool(torch.isinf(single[-1])) and float(single[-1]) == float(single[-2])
+    assert bool(torch.isinf(single).all()) and bool(torch.isfinite(exponential(ends)).all())

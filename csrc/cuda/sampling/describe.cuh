@@ -15,11 +15,18 @@ SPECDEC_STEP double entropy(Team& team, const Law& law) {
     float mine = 0.0f;
     if (stat.sum > 0.0f) {
       const int count = law.source->length(block);
-      for (int i = team.lane(); i < count; i += kWarp) {
-        const float logit = buffer[i];
-        if (!is_kept(law.cut, logit, law.source->id(block * kBlock + i))) continue;
-        const float weight = weigher(logit, stat.max);
-        if (weight > 0.0f) mine -= weight * weigher.log2_of(logit, law.max);
+      const auto add_up = [&](const auto& weight_of_logit) {
+        for (int i = team.lane(); i < count; i += kWarp) {
+          const float logit = buffer[i];
+          if (!is_kept(law.cut, logit, law.source->id(block * kBlock + i))) continue;
+          const float weight = weight_of_logit(logit);
+          if (weight > 0.0f) mine -= weight * weigher.log2_of(logit, law.max);
+        }
+      };
+      if (weigher.is_extreme()) {
+        add_up([&](float logit) { return weigher.exactly(logit, stat.max); });
+      } else {
+        add_up([&](float logit) { return weigher.fast(logit, stat.max); });
       }
     }
     mine = warp_reduce(mine, [](float a, float b) { return a + b; });
