@@ -22,7 +22,7 @@ RULES = {
     "threshold": ("verify_threshold", None, (7094, 7196, 7211), (7253,)),
     "typical": ("verify_typical", None, (), (7228, 7234)),
     "relaxed": ("verify_relaxed", None, (7194, 7211), (7076,)),
-    "synthetic": ("verify_synthetic", None, (7101,), (7102, 7103)),
+    "synthetic": ("verify_synthetic", None, (7091,), (7103,)),
 }
 
 
@@ -110,6 +110,51 @@ def test_trees_of_several_blocks(name):
         options = {"odd": False, "vocab": 4101, "batch": 1, "nodes": 4, "depth": 2, "kinds": ("peaked",)}
         calls.check(BACKEND, op, calls.call(op, seed, rule=rule, **options), tally)
     near(tally)
+
+
+def _one_child(token, logits, requests=1, **arguments):
+    """Requests with a root and a child."""
+    tree = sk.tree.from_chains(torch.tensor([[0, token]] * requests), backend="reference")
+    sampling = sk.Sampling.of(requests, seed=list(range(requests)))
+    return {
+        "tree": tree,
+        "logits": logits,
+        "sampling": sampling,
+        "context_lens": torch.zeros(requests).int(),
+    } | arguments
+
+
+def test_what_a_path_is_cut_from_is_not_read():
+    logits = torch.tensor([[0.0, 3.0], [torch.nan, 0.0]])
+    arguments = _one_child(1, logits, draft_logits=logits, rule="block")
+    arguments["draft_sampling"] = arguments["sampling"]
+    for limit, status in ((1, 0), (2, 1)):
+        arguments["max_tokens"] = torch.tensor([limit])
+        result = compare.verify(BACKEND, "verify_rejection", arguments, compare.Tally(f"cut at {limit}, {BACKEND}"))
+        assert result.num_tokens.tolist() == [limit] and result.status.tolist() == [status]
+
+
+def test_chosen_children_without_their_row_are_absent():
+    i32 = torch.int32
+    columns = ([-1, 0, 0], [0, 1, 1], [3, 2, 3])
+    tree = sk.TokenTree(
+        torch.tensor([0, 3], dtype=i32), torch.tensor([0, 1, 2]), *(torch.tensor(c, dtype=i32) for c in columns), 3, 1
+    )
+    logits = torch.tensor([[0.0, 60.0, 0.0]] * 3)
+    for row, tokens, status in ((7, [1, -1], 8), (0, [1, 1], 0)):
+        rows = torch.tensor([row, 0, 0])
+        arguments = _one_child(1, logits, draft_logits=logits, rule="greedy_plus_one", draft_rows=rows, tree=tree)
+        arguments["draft_sampling"] = arguments["sampling"]
+        result = compare.verify(BACKEND, "verify_rejection", arguments, compare.Tally(f"row {row}, {BACKEND}"))
+        assert result.tokens.tolist() == [tokens] and result.status.tolist() == [status]
+
+
+def test_what_thresholds_leave_in_other_blocks():
+    logits = torch.zeros(8, 4101)
+    logits[:, [5, 4098]] = torch.tensor([20.0, 19.5])
+    arguments = _one_child(5, logits, requests=4)
+    result = compare.verify(BACKEND, "verify_threshold", arguments, compare.Tally(f"other blocks, {BACKEND}"))
+    assert set(result.tokens[:, 0].tolist()) == {5, 4098}
 
 
 def test_many_children():
