@@ -44,8 +44,6 @@ namespace specdec::testing {
 
 inline constexpr int kWays = 4;
 inline const char* kernels_in_use() { return "emulated"; }
-// Whether verification has more than greedy, match, and the rule "token" of rejection.
-inline constexpr bool kEveryRule = false;
 
 template <class Launch>
 void emulate(int way, const Launch& launch) {
@@ -128,7 +126,6 @@ inline void run(const ExpandParams& p, int way = 0) {
 #else
 
 inline constexpr int kWays = 3;
-inline constexpr bool kEveryRule = true;
 inline const char* kernels_in_use() { return cpu::isa_name(cpu::current_isa()); }
 
 #define SPECDEC_TEST_RUN(Params, name)                         \
