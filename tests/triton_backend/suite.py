@@ -6,7 +6,17 @@ are interpreted. On a GPU it runs as it is: ``pytest tests/triton_backend/suite.
 
 import pytest
 import torch
-from agreement import bad_data, calls, compare, inject_cases, kv_cases, sample_cases, tree_cases, verify_cases
+from agreement import (
+    bad_data,
+    calls,
+    compare,
+    expect_cases,
+    inject_cases,
+    kv_cases,
+    sample_cases,
+    tree_cases,
+    verify_cases,
+)
 from agreement.cases import Draw
 
 import python_ref.ops as oracle
@@ -107,6 +117,17 @@ def test_trees_of_several_blocks(name):
         options = {"odd": False, "vocab": 4101, "batch": 1, "nodes": 4, "depth": 2, "kinds": ("peaked",)}
         calls.check(BACKEND, op, calls.call(op, seed, rule=rule, **options), tally)
     near(tally)
+
+
+@pytest.mark.parametrize("kind", ["usual", "odd", "several blocks"])
+def test_means_equal_the_oracle(kind):
+    options = {"odd": kind == "odd", "batch": 2, "nodes": 5}
+    if kind == "several blocks":
+        options |= {"vocab": 4101, "batch": 1, "nodes": 4, "depth": 2}
+    for seed in range(1 if "vocab" in options else 5):
+        arguments = expect_cases.arguments_of(7200 + seed, kinds=("normal", "peaked"), **options)
+        made = compare.run(BACKEND, "verify_expect", arguments)
+        assert all(expect_cases.same(made, oracle.verify.expect(**arguments))), f"seed {seed}"
 
 
 def test_many_children():

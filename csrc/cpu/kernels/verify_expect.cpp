@@ -5,13 +5,12 @@
 // under filters; and both rows once per child and rule.
 #include <algorithm>
 
+#include "../../common/bound.h"
 #include "parallel.h"
 #include "verify_request.h"
 
 SPECDEC_ISA_BEGIN
 namespace {
-
-constexpr int kSets = 2 * kBoundSteps + 1;
 
 // The present children of a node that count, and their law.
 struct Children {
@@ -19,6 +18,11 @@ struct Children {
   std::vector<int64_t> tokens;
   const Law* q = nullptr;
   int32_t sampled = -1;  // index of the last child of all, if it is present
+};
+
+struct Sums {
+  const double* of_set;
+  double operator()(int set) const { return of_set[set]; }
 };
 
 // Of each node: with which probability it is visited under the top-down rules, and its budget under the bottom-up one.
@@ -71,7 +75,8 @@ class Expectation {
     }
     // In post-order.
     order_.resize((size_t)count);
-    for (int32_t v = 0; v < count; ++v) order_[(size_t)(request_.end(v) - 1 - request_.depth(v))] = v;
+    for (int32_t v = 1; v < count; ++v) order_[(size_t)(request_.end(v) - 1 - request_.depth(v))] = v;
+    order_[(size_t)count - 1] = 0;  // whose end is anything where it stands alone
     for (const int32_t v : order_) {
       const int64_t length = std::min<int64_t>(request_.depth(v) + 1, limit);
       traversal += going_on * means_.left[(size_t)v] * (double)length;
@@ -160,53 +165,32 @@ class Expectation {
     means_.left[(size_t)v] = left.budget();
   }
 
-  // 1 + min (p(H) - Q(H)) over the sets H of ids with p <= 2^(j/4) q.
   double bound() {
     if (children_.nodes.empty()) return 0.0;
     const size_t number = children_.nodes.size();
-    if (children_.q == nullptr || children_.q->dead()) {
+    if (children_.q == nullptr) {
       double mass = 0.0;
       for (size_t i = 0; i < number; ++i) {
         const bool again = std::find(children_.tokens.begin(), children_.tokens.begin() + (ptrdiff_t)i,
                                      children_.tokens[i]) != children_.tokens.begin() + (ptrdiff_t)i;
         if (!again) mass += law_.probability(children_.tokens[i]);
       }
-      return children_.q == nullptr ? std::min(mass, 1.0) : 0.0;
+      return std::min(mass, 1.0);
     }
     const Law& q = *children_.q;
-    double p_mass[kSets + 1] = {}, q_mass[kSets + 1] = {};
-    const auto add = [&](int64_t id) {
+    if (q.dead()) return 1.0;  // drafts that cannot have been drawn are taken wherever p is not 0
+    double p_mass[kBoundSets + 1] = {}, q_mass[kBoundSets + 1] = {};
+    for (int64_t id = 0; id < request_.vocab(); ++id) {
       const double p = law_.probability(id), share = q.probability(id);
-      if (p == 0.0 && share == 0.0) return;
-      int set = 0;
-      while (set < kSets && !(p <= ratio(set) * share)) ++set;
+      if (p == 0.0 && share == 0.0) continue;
+      const int set = bound_set(p, share);
       p_mass[set] += p;
       q_mass[set] += share;
-    };
-    for (int64_t id = 0; id < request_.vocab(); ++id) add(id);
-    double tops[kBoundTops] = {};
-    const int known = largest_shares(q, std::min<int>((int)number - 1, kBoundTops), tops);
-    double value = 1.0, mass = 0.0, share = 0.0;
-    for (int set = 0; set < kSets; ++set) {
-      mass += p_mass[set];
-      share += q_mass[set];
-      double together = 1.0;
-      for (size_t k = 0; k < number; ++k) {
-        const double gone =
-            request_.p.replacement || k == 0 || known == 0 ? 0.0 : tops[std::min<int>((int)k, known) - 1];
-        together *= gone < 1.0 ? std::max(share - gone, 0.0) / (1.0 - gone) : 0.0;
-      }
-      value = std::min(value, 1.0 + mass - together);
     }
-    return std::max(value, 0.0);
-  }
-
-  static double ratio(int set) { return exp2_quarters(set - kBoundSteps); }
-  static double exp2_quarters(int quarters) {
-    constexpr double kRoots[4] = {1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429};
-    const int whole = quarters >> 2;
-    const double power = whole >= 0 ? (double)(1 << whole) : 1.0 / (double)(1 << -whole);
-    return kRoots[quarters & 3] * power;
+    double tops[kBoundTops] = {};
+    const int most = request_.p.replacement ? 0 : std::min<int>((int)number - 1, kBoundTops);
+    const int known = largest_shares(q, most, tops);
+    return bound_of_sets(Sums{p_mass}, Sums{q_mass}, (int64_t)number, tops, known);
   }
 
   // The sums of the largest 1, 2, .. probabilities of a law; how many there are.
