@@ -84,6 +84,8 @@ def expect(
         check_draft_mask(op, drafts, allowed, count, device)
         _validate.batch_options(op, active, max_tokens, batch, device)
         if out is not None:
+            if not isinstance(out, Expectation):
+                raise TypeError(f"{op}: out must be an Expectation, got {type(out).__name__}")
             for name, value in zip(Expectation._fields, out, strict=True):
                 _validate.output(op, f"out.{name}", value, (batch,), _validate.FLOAT32, device)
 

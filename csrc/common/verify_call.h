@@ -129,11 +129,6 @@ struct ExpectParams {
   float* bound = nullptr;
 };
 
-// The bound looks at the sets of ids with p <= 2^(j/4) q, for j from -kBoundSteps to kBoundSteps, and takes so many of
-// the largest weights of q into account.
-inline constexpr int kBoundSteps = 32;
-inline constexpr int kBoundTops = 16;
-
 // ---- what the lossy rules share
 // --------------------------------------------------------------------------------------
 

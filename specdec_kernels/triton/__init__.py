@@ -13,6 +13,7 @@ from collections.abc import Callable
 from .attention import attention_merge_states, attention_tree_attention
 from .best_first import tree_best_first
 from .draft import draft_block, draft_expand, draft_ngram_lookup
+from .expect import verify_expect
 from .inject import kv_inject
 from .kv import kv_commit, kv_gather
 from .sample import sample_draft, sample_sample
@@ -38,6 +39,7 @@ KERNELS: dict[str, Callable[..., None]] = {
     "verify_greedy": verify_greedy,
     "verify_match": verify_match,
     "verify_rejection": verify_rejection,
+    "verify_expect": verify_expect,
     "verify_threshold": verify_threshold,
     "verify_typical": verify_typical,
     "verify_relaxed": verify_relaxed,

@@ -20,10 +20,10 @@ import triton.language as tl
 from .law import Law
 from .random import coin
 from .rejection import draw_left
-from .residual import MOST, Rejected, reject, shares_at
+from .residual import Rejected, try_children
 from .row import Row
 from .visit import DEAD_END, drafts_at, drafts_memory_at, law_at, memory_at
-from .walk import depth_of, end_of, find_child, parent_of, token_of
+from .walk import depth_of, end_of, find_child, parent_of
 
 _NODES = tl.constexpr(64)
 
@@ -77,6 +77,7 @@ def bottom_up(
     token = request.index * 0 - 1
     node = tl.full([], 0, tl.int32)
     stop = tl.full([], -1, tl.int32)
+    one = tl.full([], 1.0, tl.float64)
     while node >= 0:
         budget = tl.load(handed + node, mask=node > 0, other=1.0)
         row = Row(memory_at(target, request, node), target.allowed, None, 0, None, 0)
@@ -102,25 +103,10 @@ def bottom_up(
                 memory, drafts.allowed, drafts.id_of, drafts.id_of_stride, drafts.column_of, drafts.column_of_stride
             )
             q = Law(draft_row, draft_temperature, draft_largest, draft_cut, left, q_masses, tops)
-        count = tl.full([], 0, tl.int32)
-        tokens = tl.full([MOST], -1, tl.int64)
-        rests = tl.full([MOST], 1.0, tl.float64)
-        inverses = tl.full([MOST], 1.0, tl.float64)
-        masses = p_masses / law.total
-        exhausted = child < -1  # false
-        while (child >= 0) & (count < MOST):
-            drafted = token_of(tree, child)
-            rejected = Rejected(count, tokens, rests, inverses)
-            p_share, q_share = shares_at(law, q, drafted, rejected, left, sampled, REPLACEMENT)
-            certain = p_share >= q_share
-            ratio = tl.where(certain, 1.0, p_share / tl.where(certain, 1.0, q_share))
-            tl.store(handed + child, tl.where(p_share > 0, ratio, 0.0))
-            count, tokens, rests, inverses, masses, q_masses, left, budget, exhausted = reject(
-                law, q, drafted, count, tokens, rests, inverses, masses, q_masses, left, budget, sampled, blocks,
-                REPLACEMENT, TILE, NB,
-            )  # fmt: skip
-            next_start = end_of(tree, request.count, child)
-            child = tl.where(exhausted, -1, find_child(tree, request.count, node, next_start, vocab * 0, vocab))
+        count, tokens, rests, inverses, masses, budget, exhausted = try_children(
+            law, q, request, node, child, handed, one, one * 0.0, budget, q_masses, left, sampled, blocks, vocab,
+            REPLACEMENT, TILE, NB,
+        )  # fmt: skip
         following = node * 0 - 1
         if stop < 0:
             tl.store(left_over + node, budget, mask=node > 0)

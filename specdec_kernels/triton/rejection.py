@@ -42,7 +42,7 @@ def draw_left(
 
 
 @triton.jit
-def _exclude(
+def exclude_chosen(
     q, request, node, child, vocab, tokens, rests, q_masses, left, sampled, TILE: tl.constexpr, NB: tl.constexpr
 ):
     """Takes all children but the last out of q; the last one, -1 if it is absent, and what is left of q."""
@@ -95,7 +95,7 @@ def accept_or_reject(
     failed = child < -1  # false
     chosen = child >= 0
     if LAST_ONLY:
-        child, rejected_count, rejected_tokens, rests, q_masses, left = _exclude(
+        child, rejected_count, rejected_tokens, rests, q_masses, left = exclude_chosen(
             q, request, node, child, vocab, rejected_tokens, rests, q_masses, left, sampled, TILE, NB
         )
     while (child >= 0) & (rejected_count < MOST):

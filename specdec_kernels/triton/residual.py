@@ -29,6 +29,7 @@ from .law import NO_BOUND, load_kept
 from .race import race_of_blocks, race_of_ids
 from .random import RESIDUAL
 from .row import BLOCK, key_of, mass_of_tile, value_of, weigh, weigh_exactly
+from .walk import end_of, find_child, token_of
 
 #: Rejected drafts of one node.
 MOST = tl.constexpr(256)
@@ -143,6 +144,15 @@ def shares_at(p, q, token, rejected, left, sampled, REPLACEMENT: tl.constexpr):
 
 
 @triton.jit
+def budget_of(p, q, token, rejected, left, sampled, REPLACEMENT: tl.constexpr):
+    """The budget that the next draft, which holds that token, is visited with."""
+    p_share, q_share = shares_at(p, q, token, rejected, left, sampled, REPLACEMENT)
+    certain = p_share >= q_share
+    ratio = tl.where(certain, 1.0, p_share / tl.where(certain, 1.0, q_share))
+    return tl.where(p_share > 0, ratio, 0.0)
+
+
+@triton.jit
 def reject(
     p, q, token, count, tokens, rests, inverses, masses, q_masses, left, budget, sampled, blocks,
     REPLACEMENT: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr,
@@ -171,6 +181,34 @@ def reject(
             q_masses = drafts_left(q, q_masses, rejected, TILE, NB)
             left = tl.sum(q_masses)
     return count, tokens, rests, inverses, masses, q_masses, left, budget, exhausted
+
+
+@triton.jit
+def try_children(
+    p, q, request, node, child, place, here, spent, budget, q_masses, left, sampled, blocks, vocab,
+    REPLACEMENT: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr,
+):  # fmt: skip
+    """What ``reject`` leaves once the children of a node, from ``child`` on, have all come to nothing. The budget of
+    each is stored at ``place``, times ``here``; of that ``spent`` times the budget goes with it (1 or 0)."""
+    tree = request.tree
+    count = tl.full([], 0, tl.int32)
+    tokens = tl.full([MOST], -1, tl.int64)
+    rests = tl.full([MOST], 1.0, tl.float64)
+    inverses = tl.full([MOST], 1.0, tl.float64)
+    masses = p.masses / p.total
+    exhausted = child < -1  # false
+    while (child >= 0) & (count < MOST):
+        drafted = token_of(tree, child)
+        handed = budget_of(p, q, drafted, Rejected(count, tokens, rests, inverses), left, sampled, REPLACEMENT)
+        tl.store(place + child, here * handed)
+        here *= 1.0 - spent * handed
+        count, tokens, rests, inverses, masses, q_masses, left, budget, exhausted = reject(
+            p, q, drafted, count, tokens, rests, inverses, masses, q_masses, left, budget, sampled, blocks,
+            REPLACEMENT, TILE, NB,
+        )  # fmt: skip
+        next_start = end_of(tree, request.count, child)
+        child = tl.where(exhausted, -1, find_child(tree, request.count, node, next_start, vocab * 0, vocab))
+    return count, tokens, rests, inverses, masses, budget, exhausted
 
 
 @triton.jit

@@ -11,7 +11,7 @@ result depends on nothing but its own rows.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .bottom_up import bottom_up
-from .launch import Blocks, Mask, Settings, blocks_of, find_laws, flags, mask_of, on_device_of, step
+from .inputs import UNDRAWN, Drafted, find_drafts, inputs
+from .launch import Blocks, Mask, Settings, blocks_of, find_laws, mask_of, on_device_of, step
 from .law import Law, best_key, draw, settings_of
 from .lossy import Lossy, above_thresholds, at_given_rates, near_the_best, typical
 from .random import TARGET
@@ -27,7 +28,7 @@ from .rejection import accept_or_reject
 from .row import Row, id_of_key
 from .varying import VARYING
 from .visit import DEAD_END, MALFORMED, Drafts, Request, Result, Target, emit, emit_path, finish, law_at, memory_at
-from .walk import Tree, depth_of, find_child, is_tree
+from .walk import Tree, depth_of, find_child, open_tree, tree_at
 
 GREEDY = tl.constexpr(0)
 MATCH = tl.constexpr(1)
@@ -50,7 +51,6 @@ def verify_kernel(
     logits, height, columns, row_stride, rows, rows_stride,
     allowed, allowed_rows, allowed_rows_stride, allowed_height, allowed_stride, words,
     temperature, temperature_stride, top_k, top_k_stride, top_p, top_p_stride, min_p, min_p_stride, order,
-    seed, seed_stride, context_lens, context_lens_stride,
     tops, sums, nans, owners, cuts, masses,
     draft_logits, draft_height, draft_columns, draft_row_stride, draft_rows, draft_rows_stride,
     draft_allowed, draft_allowed_rows, draft_allowed_rows_stride, draft_allowed_height, draft_allowed_stride,
@@ -59,6 +59,7 @@ def verify_kernel(
     draft_min_p, draft_min_p_stride, draft_order,
     draft_tops, draft_sums, draft_nans, draft_cuts, draft_masses,
     active, active_stride, max_tokens, max_tokens_stride, blocks,
+    seed, seed_stride, context_lens, context_lens_stride,
     first: tl.float64, second: tl.float64, given, given_stride, kept,
     out_tokens, num_tokens, path, status, logprobs, lse, divergence,
     RULE: tl.constexpr, REPLACEMENT: tl.constexpr, MODE: tl.constexpr,
@@ -67,34 +68,13 @@ def verify_kernel(
     """One request."""
     b = tl.program_id(0).to(tl.int64)
     width = max_depth + 1
-    flag = tl.full([], 0, tl.int32)
-    node = tl.full([], -1, tl.int32)
-    count = tl.full([], 0, tl.int32)
-    root = tl.full([], 0, tl.int64)
-    live = tl.full([], 1, tl.int32)
-    if active is not None:
-        live = tl.load(active + b * active_stride).to(tl.int32)
-    if live != 0:
-        begin = tl.load(cu_nodes + b * cu_nodes_stride)
-        end = tl.load(cu_nodes + (b + 1) * cu_nodes_stride)
-        if (begin < 0) | (end < begin) | (end > total_nodes):
-            flag = flag | MALFORMED
-        elif end > begin:
-            size = tl.load(ends + begin.to(tl.int64) * ends_stride)
-            if size != 0:
-                root = begin.to(tl.int64)
-                rooted = Tree(
-                    tokens, tokens_stride, parents + root * parents_stride, parents_stride,
-                    depths + root * depths_stride, depths_stride, ends + root * ends_stride, ends_stride,
-                )  # fmt: skip
-                right = is_tree(rooted, owners + root, b, end - begin, max_depth)
-                flag = tl.where(right != 0, flag, flag | MALFORMED)
-                count = tl.where(right != 0, size, 1)
-                node = node * 0
-    tree = Tree(
-        tokens + root * tokens_stride, tokens_stride, parents + root * parents_stride, parents_stride,
-        depths + root * depths_stride, depths_stride, ends + root * ends_stride, ends_stride,
-    )  # fmt: skip
+    trees = Tree(tokens, tokens_stride, parents, parents_stride, depths, depths_stride, ends, ends_stride)
+    root, count, malformed = open_tree(
+        trees, cu_nodes, cu_nodes_stride, owners, active, active_stride, total_nodes, max_depth, b
+    )
+    tree = tree_at(trees, root)
+    flag = malformed * MALFORMED
+    node = tl.where(count > 0, 0, -1)
     settings = settings_of(
         temperature, temperature_stride, top_k, top_k_stride, top_p, top_p_stride, min_p, min_p_stride, order, b
     )
@@ -180,21 +160,6 @@ def verify_kernel(
     finish(result, request, emitted, flag, MODE)
 
 
-class Drafted(NamedTuple):
-    """What the children of nodes were drawn from, as the kernel takes it."""
-
-    arguments: tuple[Any, ...] = (
-        *(None, 0, 0, 0, None, 0, *mask_of(None, None), None, 0, None, 0),
-        *(*Settings().arguments(), None, None, None, None, None),
-    )
-    filtered: bool = False
-    replacement: bool = False
-
-
-#: All drafts are deterministic, or their law does not matter.
-_UNDRAWN = Drafted()
-
-
 def launch(
     rule: tl.constexpr,
     tree: tuple[Tensor, ...],
@@ -207,7 +172,7 @@ def launch(
     options: tuple[Any, ...],
     *,
     blocks: Blocks | None = None,
-    drafted: Drafted = _UNDRAWN,
+    drafted: Drafted = UNDRAWN,
     numbers: tuple[float, float] = (0.0, 0.0),
     given: Tensor | None = None,
 ) -> None:
@@ -239,11 +204,8 @@ def launch(
     per_node = 2 if rule is BOTTOM_UP else 1 if rule is TYPICAL else 0
     kept = torch.empty((per_node, count), dtype=torch.float64, device=logits.device) if per_node else None
     verify_kernel[(batch,)](
-        *(item for column in tree for item in (column, step(column))),
-        *(count, path.shape[1] - 1),
-        *(logits, logits.shape[0], logits.shape[1], step(logits), rows, step(rows), *mask),
-        *(*settings.arguments(), seed, step(seed), context_lens, step(context_lens), *laws, *drafted.arguments),
-        *(flags(active), step(active), max_tokens, step(max_tokens), cut.number),
+        *inputs(tree, path.shape[1] - 1, logits, settings, rows, mask, laws, drafted, active, max_tokens, cut),
+        *(seed, step(seed), context_lens, step(context_lens)),
         *(*numbers, given, step(given), kept),
         *(out_tokens, num_tokens, path, status, logprobs, lse, divergence),
         RULE=rule,
@@ -337,28 +299,18 @@ def verify_rejection(
     *options: Any,
 ) -> None:
     """The launcher of ``verify.rejection``."""
-    batch, count = cu_nodes.shape[0] - 1, tokens.shape[0]
-    if batch == 0:
+    if cu_nodes.shape[0] == 1:
         return
     tree, settings = (cu_nodes, tokens, parents, depths, ends), Settings(temperature, top_k, top_p, min_p, filter_order)
-    vocab, chosen = logits.shape[1], _REJECTION[rule]
+    chosen = _REJECTION[rule]
     replacement = replacement and chosen is not GREEDY_PLUS_ONE  # its last child was drawn without the others
-    blocks, drafted = blocks_of(vocab), Drafted(replacement=replacement)
+    drawn = Settings(draft_temperature, draft_top_k, draft_top_p, draft_min_p, draft_filter_order)
+    draft_mask = mask_of(None if draft_allowed_rows is None else allowed, draft_allowed_rows)
     with on_device_of(logits):
-        if draft_logits is not None:
-            blocks = blocks_of(max(vocab, draft_logits.shape[1]))
-            mask = mask_of(None if draft_allowed_rows is None else allowed, draft_allowed_rows)
-            drawn = Settings(draft_temperature, draft_top_k, draft_top_p, draft_min_p, draft_filter_order)
-            laws = find_laws(
-                draft_logits, count, blocks, mask, drawn, batch=batch, entries=vocab, rows=draft_rows,
-                id_of=draft_to_target, column_of=target_to_draft, tree=tree, active=options[0], of_children=True,
-            )  # fmt: skip
-            arguments = (
-                *(draft_logits, *draft_logits.shape, step(draft_logits), draft_rows, step(draft_rows), *mask),
-                *(draft_to_target, step(draft_to_target), target_to_draft, step(target_to_draft)),
-                *(*drawn.arguments(), *laws[:3], *laws[4:]),
-            )
-            drafted = Drafted(arguments, drawn.filtered, replacement)
+        blocks, drafted = find_drafts(
+            *(tree, logits, draft_logits, drawn, draft_rows, draft_mask, draft_to_target, target_to_draft, options[0]),
+            replacement=replacement,
+        )
         launch(
             *(chosen, tree, logits, settings, seed, context_lens, rows, mask_of(allowed, allowed_rows), options),
             blocks=blocks,

@@ -10,22 +10,7 @@ import specdec_kernels as sk
 
 from . import compare
 from .cases import ROWS, USUAL_ROWS, examples
-from .verify_cases import Case
-
-#: Of a mean: sums in single precision, and the thresholds of the bound.
-CLOSE = 1e-4
-
-
-def arguments_of(seed, **options):
-    case = Case("verify_rejection", seed, **options)
-    return {name: value for name, value in case.arguments.items() if name not in ("context_lens", "rule", "logprobs")}
-
-
-def same(actual, expected):
-    return [
-        bool((ours - theirs).abs().max() <= CLOSE * theirs.abs().clamp(min=1).max()) if ours.numel() else True
-        for ours, theirs in zip(actual, expected, strict=True)
-    ]
+from .expect_cases import arguments_of, same
 
 
 @pytest.mark.op("verify_expect")
@@ -87,3 +72,29 @@ def test_idle_requests_expect_nothing(backend):
     arguments["active"] = torch.tensor([True, False, True])
     made = compare.run(backend, "verify_expect", arguments)
     assert all(float(field[1]) == 0 for field in made) and float(made.token[0]) >= 1
+
+
+@pytest.mark.op("verify_expect")
+def test_drafts_that_cannot_have_been_drawn(backend):
+    """Of a law without ids: they are taken wherever the target has them, and so the bound is 1."""
+    tree = sk.tree.from_chains(torch.tensor([[0, 2]]), backend="reference")
+    logits, drafts = torch.tensor([[0.0, 1.0, 2.0]] * 2), torch.full((2, 3), -torch.inf)
+    arguments = {"tree": tree, "logits": logits, "draft_logits": drafts, "sampling": sk.Sampling.of(1)}
+    arguments["draft_sampling"] = sk.Sampling.of(1)
+    expected = oracle.verify.expect(**arguments)
+    assert [field.tolist() for field in expected] == [[2.0], [2.0], [2.0], [1.0]]
+    assert all(same(compare.run(backend, "verify_expect", arguments), expected))
+
+
+@pytest.mark.op("verify_expect")
+def test_a_root_that_stands_alone(backend):
+    """Of a malformed tree; what its end says does not matter."""
+    for end in (-7, -1, 2, 1000, 2**31 - 1):
+        arguments = arguments_of(7, odd=False, batch=2, vocab=9, nodes=5, depth=3)
+        tree = arguments["tree"]
+        ends = tree.ends.clone()
+        ends[tree.cu_nodes[0]] = end
+        arguments["tree"] = tree._replace(ends=ends)
+        made = compare.run(backend, "verify_expect", arguments)
+        assert all(same(made, oracle.verify.expect(**arguments)))
+        assert [float(field[0]) for field in made] == [1.0, 1.0, 1.0, 0.0], end

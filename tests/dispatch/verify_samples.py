@@ -100,6 +100,14 @@ def _rejection(batch: int, full: bool) -> dict[str, Any]:
     return arguments
 
 
+def _expect(batch: int, full: bool) -> dict[str, Any]:
+    arguments = _rejection(batch, full)
+    arguments = {k: v for k, v in arguments.items() if k not in ("context_lens", "rule", "logprobs", "out")}
+    if full:
+        arguments["out"] = sk.Expectation(*(torch.full((batch,), torch.nan) for _ in sk.Expectation._fields))
+    return arguments
+
+
 def _lossy(batch: int, full: bool, drawn: bool = True) -> dict[str, Any]:
     """What the lossy rules take; all but ``relaxed`` draw."""
     arguments = _match(batch, full) if drawn else _verify(batch, full)
@@ -129,6 +137,7 @@ MAKERS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "verify_greedy": _verify,
     "verify_match": _match,
     "verify_rejection": _rejection,
+    "verify_expect": _expect,
     "verify_threshold": _threshold,
     "verify_typical": _typical,
     "verify_relaxed": _relaxed,

@@ -12,7 +12,7 @@ import torch
 from dispatch.samples import sample
 
 from . import attention_table, inject_table, kv_table, tree_table, verify_table
-from .verify_table import FLOAT, INDEX, TREE, VERIFY, settings
+from .verify_table import DRAFTED, FAMILY, FLOAT, INDEX, TREE, VERIFY, settings
 
 WEIGHT = "float32, bfloat16 or int8"
 CACHE = "float32, bfloat16, float16, float8_e4m3fn or float8_e5m2"
@@ -256,19 +256,19 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
             (op, {k: v for k, v in call.items() if k not in drop}, error, f"{op.replace('_', '.', 1)}: {text}")
         )
 
-    for op in (*VERIFY, *EXPORTS):
+    for op in (*FAMILY, *EXPORTS):
         text = "tree.cu_nodes must have at least one element, got shape [0]"
         add(op, ValueError, text, tree__cu_nodes=torch.zeros(0, dtype=torch.int32))
         for bound in ("max_nodes", "max_depth"):
             add(op, TypeError, f"tree.{bound} must be an int, got str", **{f"tree__{bound}": "7"})
             add(op, TypeError, f"tree.{bound} must be an int, got bool", **{f"tree__{bound}": True})
             add(op, ValueError, f"tree.{bound} must be at least 0, got -1", **{f"tree__{bound}": -1})
-    for op in (*VERIFY, "sample_sample"):
-        count = 7 if op in VERIFY else 2
+    for op in (*FAMILY, "sample_sample"):
+        count = 7 if op in FAMILY else 2
         text = f"allowed must have at least {count} rows, got 1"
         add(op, ValueError, text, "allowed_rows", allowed=torch.zeros((1, 2), dtype=torch.int32))
-    for op in (*VERIFY, "sample_sample", "sample_draft"):
-        drop = ("draft_allowed_rows",) if op == "verify_rejection" else ()
+    for op in (*FAMILY, "sample_sample", "sample_draft"):
+        drop = ("draft_allowed_rows",) if op in DRAFTED else ()
         add(op, ValueError, "allowed must be given with allowed_rows, got None", *drop, allowed=None)
         wide = torch.zeros((7, 4), dtype=torch.int32)[:, ::2]
         add(op, ValueError, "allowed must have unit stride in the last dimension, got 2", allowed=wide)
@@ -282,6 +282,7 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
         add(op, ValueError, "logits must have at least one column, got shape [2, 0]", logits=torch.randn(2, 0))
     for op in DRAWN:
         add(op, ValueError, "sampling.seed must be given, got None", sampling__seed=None)
+    for op in (*DRAWN, "verify_expect"):
         text = "must be one of 'top_k_first', 'joint', 'min_p_first', got 'top_p_first'"
         add(op, ValueError, f"sampling.filter_order {text}", sampling__filter_order="top_p_first")
     for value, error, text in (

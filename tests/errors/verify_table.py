@@ -38,47 +38,59 @@ def settings(name: str, *, seed: bool = True) -> dict[str, tuple[str, str]]:
 _VERIFY = TREE | {"logits": ("[T, V]", FLOAT), "rows": ("[7]", INDEX)} | _MASK | _BATCH | _RESULT
 _MATCH = _VERIFY | settings("sampling") | {"context_lens": ("[2]", INDEX)}
 _DIVERGENCE = {"divergence": ("[2, 3]", "float32")}
+_REJECTION = (
+    _MATCH
+    | settings("draft_sampling", seed=False)
+    | {"draft_logits": ("[rows, 24]", FLOAT), "draft_rows": ("[7]", INDEX), "draft_allowed_rows": ("[7]", INDEX)}
+    | {"draft_to_target": ("[V_draft]", INDEX), "target_to_draft": ("[40]", INDEX)}
+)
+_EXPECT = {name: known for name, known in _REJECTION.items() if name not in (*_RESULT, "sampling.seed", "context_lens")}
+_EXPECT |= {f"out.{name}": ("[2]", "float32") for name in ("token", "traversal", "greedy_plus_one", "bound")}
 
 #: op -> argument -> (shape, dtypes); the first one says on which device all others must be.
 ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
     "verify_greedy": _VERIFY,
     "verify_match": _MATCH,
-    "verify_rejection": _MATCH
-    | settings("draft_sampling", seed=False)
-    | {"draft_logits": ("[rows, 24]", FLOAT), "draft_rows": ("[7]", INDEX), "draft_allowed_rows": ("[7]", INDEX)}
-    | {"draft_to_target": ("[V_draft]", INDEX), "target_to_draft": ("[40]", INDEX)},
+    "verify_rejection": _REJECTION,
+    "verify_expect": _EXPECT,
     "verify_threshold": _MATCH | _DIVERGENCE,
     "verify_typical": _MATCH | _DIVERGENCE,
     "verify_relaxed": _VERIFY | _DIVERGENCE | {"relax": ("[2]", "bool")},
     "verify_synthetic": _MATCH | _DIVERGENCE | {"rates": ("[n]", "float32")},
 }
-VERIFY = tuple(ARGUMENTS)
+FAMILY = tuple(ARGUMENTS)
+#: Those that emit tokens.
+VERIFY = tuple(op for op in FAMILY if op != "verify_expect")
 #: Those that take settings and lengths.
 DRAWN = tuple(op for op in VERIFY if op not in ("verify_greedy", "verify_relaxed"))
+#: Those that take the laws of drafts.
+DRAFTED = ("verify_rejection", "verify_expect")
 LOSSY = ("verify_threshold", "verify_typical", "verify_relaxed", "verify_synthetic")
 
 
 def special(add: Callable[..., None]) -> None:
     """Add calls that are refused; ``add(op, error, text, *dropped arguments, **changed arguments)``."""
     spread = torch.randn(7, 80)[:, ::2]
-    for op in VERIFY:
+    for op in FAMILY:
         add(op, ValueError, "logits must have unit stride in the last dimension, got 2", logits=spread)
         add(op, ValueError, "logits must have at least one column, got shape [7, 0]", logits=torch.randn(7, 0))
         add(op, ValueError, "logits must have at least 7 rows, got 6", "rows", logits=torch.randn(6, 40))
+    for op in VERIFY:
         add(op, ValueError, "logprobs must be one of None, 'processed', 'raw', got 'log'", logprobs="log")
         add(op, ValueError, "out.logprobs must be given with logprobs, got None", out__logprobs=None)
         add(op, ValueError, "out.lse must be given with logprobs, got None", out__lse=None)
-    _rejection(add)
+    rules = "'token', 'block', 'traversal', 'greedy_plus_one'"
+    for wrong in ("strict", None, 1):
+        add("verify_rejection", ValueError, f"rule must be one of {rules}, got {wrong!r}", rule=wrong)
+    add("verify_expect", TypeError, "out must be an Expectation, got int", out=3)
+    for op in DRAFTED:
+        _drafted(op, add)
     _lossy(add)
 
 
-def _rejection(add: Callable[..., None]) -> None:
-    op = "verify_rejection"
+def _drafted(op: str, add: Callable[..., None]) -> None:
     text = "draft_sampling.filter_order must be one of 'top_k_first', 'joint', 'min_p_first', got 'top_p_first'"
     add(op, ValueError, text, draft_sampling__filter_order="top_p_first")
-    rules = "'token', 'block', 'traversal', 'greedy_plus_one'"
-    for wrong in ("strict", None, 1):
-        add(op, ValueError, f"rule must be one of {rules}, got {wrong!r}", rule=wrong)
     for name in ("draft_to_target", "target_to_draft"):
         add(op, ValueError, f"{name} must be given together with its inverse, got None", name)
     add(op, ValueError, "draft_sampling must be given with draft_logits, got None", draft_sampling=None)

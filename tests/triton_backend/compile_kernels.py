@@ -28,6 +28,7 @@ from specdec_kernels.triton import (
     arrivals,
     best_first,
     draft,
+    expect,
     inject,
     kv,
     law,
@@ -46,7 +47,8 @@ _POINTERS = {
     "fp32": "eps",
     "fp64": "first second",
     "*fp32": "temperature top_p min_p draft_temperature draft_top_p draft_min_p tops sums draft_tops draft_sums "
-    "logprobs lse divergence given scores log_probs child_scores key_scale value_scale angles",
+    "logprobs lse divergence given scores log_probs child_scores key_scale value_scale angles token_mean "
+    "traversal_mean plus_one_mean bound",
     "*fp64": "masses draft_masses heads kept",
     "*i32": "top_k draft_top_k cu_nodes parents depths ends nans owners draft_nans status num_tokens path allowed "
     "draft_allowed counts names tree_slots candidates space live indptr paths num_paths beams cu_queries "
@@ -123,6 +125,8 @@ CASES: list[tuple[str, Any, list[str], dict[str, Any]]] = [
     ("bottom-up", verify.verify_kernel, [*_DRAFT_MAPS, *_MASKED, "given", "divergence"],
      {**_RULE, "RULE": 3, **_WIDE}),
     ("greedy plus one", verify.verify_kernel, [*_DRAFT_MAPS, *_MASKED, *_NO_LOSS], {**_RULE, "RULE": 4, **_WIDE}),
+    ("expect", expect.expect_kernel, [*_DRAFT_MAPS, *_MASKED],
+     {"REPLACEMENT": False, "FILTERED": True, "DRAFT_FILTERED": False, **_WIDE}),
     ("threshold", verify.verify_kernel, [*_DRAFTS, *_MASKED, "given", "kept"], {**_RULE, "RULE": 5, **_WIDE}),
     ("typical", verify.verify_kernel, [*_DRAFTS, *_MASKED, "given"], {**_RULE, "RULE": 6, **_WIDE}),
     ("relaxed", verify.verify_kernel, [*_DRAFTS, *_MASKED, *_SETTINGS, "kept"],
@@ -135,6 +139,7 @@ ONCE = (
     "rejection, wide",
     "bottom-up",
     "greedy plus one",
+    "expect",
     "threshold",
     "typical",
     "relaxed",

@@ -6,7 +6,17 @@ are interpreted. On a GPU it runs as it is: ``pytest tests/triton_backend/suite.
 
 import pytest
 import torch
-from agreement import bad_data, calls, compare, inject_cases, kv_cases, sample_cases, tree_cases, verify_cases
+from agreement import (
+    bad_data,
+    calls,
+    compare,
+    expect_cases,
+    inject_cases,
+    kv_cases,
+    sample_cases,
+    tree_cases,
+    verify_cases,
+)
 from agreement.cases import Draw
 
 import python_ref.ops as oracle
@@ -155,6 +165,17 @@ def test_what_thresholds_leave_in_other_blocks():
     arguments = _one_child(5, logits, requests=4)
     result = compare.verify(BACKEND, "verify_threshold", arguments, compare.Tally(f"other blocks, {BACKEND}"))
     assert set(result.tokens[:, 0].tolist()) == {5, 4098}
+
+
+@pytest.mark.parametrize("kind", ["usual", "odd", "several blocks"])
+def test_means_equal_the_oracle(kind):
+    options = {"odd": kind == "odd", "batch": 2, "nodes": 5}
+    if kind == "several blocks":
+        options |= {"vocab": 4101, "batch": 1, "nodes": 4, "depth": 2}
+    for seed in range(1 if "vocab" in options else 5):
+        arguments = expect_cases.arguments_of(7200 + seed, kinds=("normal", "peaked"), **options)
+        made = compare.run(BACKEND, "verify_expect", arguments)
+        assert all(expect_cases.same(made, oracle.verify.expect(**arguments))), f"seed {seed}"
 
 
 def test_many_children():

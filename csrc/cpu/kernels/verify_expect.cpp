@@ -6,13 +6,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../../common/bound.h"
 #include "parallel.h"
 #include "verify_request.h"
 
 SPECDEC_ISA_BEGIN
 namespace {
-
-constexpr int kSets = 2 * kBoundSteps + 1;
 
 // The present children of a node that count, and their law.
 struct Children {
@@ -20,6 +19,11 @@ struct Children {
   std::vector<int64_t> tokens;
   const Law* q = nullptr;
   int32_t sampled = -1;  // index of the last child of all, if it is present
+};
+
+struct Sums {
+  const double* of_set;
+  double operator()(int set) const { return of_set[set]; }
 };
 
 // Of each node: with which probability it is visited under the top-down rules, and its budget under the bottom-up one.
@@ -72,7 +76,8 @@ class Expectation {
     }
     // In post-order.
     order_.resize((size_t)count);
-    for (int32_t v = 0; v < count; ++v) order_[(size_t)(request_.end(v) - 1 - request_.depth(v))] = v;
+    for (int32_t v = 1; v < count; ++v) order_[(size_t)(request_.end(v) - 1 - request_.depth(v))] = v;
+    order_[(size_t)count - 1] = 0;  // whose end is anything where it stands alone
     for (const int32_t v : order_) {
       const int64_t length = std::min<int64_t>(request_.depth(v) + 1, limit);
       traversal += going_on * means_.left[(size_t)v] * (double)length;
@@ -161,20 +166,20 @@ class Expectation {
     means_.left[(size_t)v] = left.budget();
   }
 
-  // 1 + min (p(H) - Q(H)) over the sets H of ids with p <= 2^(j/4) q.
   double bound() {
     if (children_.nodes.empty()) return 0.0;
     const size_t number = children_.nodes.size();
-    if (children_.q == nullptr || children_.q->dead()) {
+    if (children_.q == nullptr) {
       double mass = 0.0;
       for (size_t i = 0; i < number; ++i) {
         const bool again = std::find(children_.tokens.begin(), children_.tokens.begin() + (ptrdiff_t)i,
                                      children_.tokens[i]) != children_.tokens.begin() + (ptrdiff_t)i;
         if (!again) mass += law_.probability(children_.tokens[i]);
       }
-      return children_.q == nullptr ? std::min(mass, 1.0) : 0.0;
+      return std::min(mass, 1.0);
     }
     const Law& q = *children_.q;
+    if (q.dead()) return 1.0;  // drafts that cannot have been drawn are taken wherever p is not 0
     Histogram sets;
     if (law_.is_short || q.is_short) {
       // Of the longer law only what the shorter one keeps is looked at; the rest lies in the first set, or in none.
@@ -183,49 +188,37 @@ class Expectation {
       double p_seen = 0.0, q_seen = 0.0;
       for (int i = 0; i < listed.count; ++i) {
         const double p = law_.probability(listed.ids[i]), share = q.probability(listed.ids[i]);
-        sets.add((float)p, (float)share, p, share);
+        sets.add(bound_set(p, share), p, share);
         p_seen += p;
         q_seen += share;
       }
       sets.q[0] += by_p ? std::max(1.0 - q_seen, 0.0) : 0.0;
-      sets.p[kSets] += by_p ? 0.0 : std::max(1.0 - p_seen, 0.0);
+      sets.p[kBoundSets] += by_p ? 0.0 : std::max(1.0 - p_seen, 0.0);
     } else {
       for (int64_t block = 0; block < law_.source.blocks(); ++block) add_block(block, q, sets);
     }
     double tops[kBoundTops] = {};
-    const int known = largest_shares(q, std::min<int>((int)number - 1, kBoundTops), tops);
-    double value = 1.0, mass = 0.0, share = 0.0;
-    for (int set = 0; set < kSets; ++set) {
-      mass += sets.p[set];
-      share += sets.q[set];
-      double together = 1.0;
-      for (size_t k = 0; k < number; ++k) {
-        const double gone =
-            request_.p.replacement || k == 0 || known == 0 ? 0.0 : tops[std::min<int>((int)k, known) - 1];
-        together *= gone < 1.0 ? std::max(share - gone, 0.0) / (1.0 - gone) : 0.0;
-      }
-      value = std::min(value, 1.0 + mass - together);
-    }
-    return std::max(value, 0.0);
+    const int most = request_.p.replacement ? 0 : std::min<int>((int)number - 1, kBoundTops);
+    const int known = largest_shares(q, most, tops);
+    return bound_of_sets(Sums{sets.p}, Sums{sets.q}, (int64_t)number, tops, known);
   }
 
   // Masses of the ids that a set adds to the one before it; the last is in no set.
   struct Histogram {
-    double p[kSets + 1] = {}, q[kSets + 1] = {};
+    double p[kBoundSets + 1] = {}, q[kBoundSets + 1] = {};
 
-    void add(float p_here, float q_here, double p_share, double q_share) {
-      const int set = set_of(p_here, q_here);
+    void add(int set, double p_share, double q_share) {
       p[set] += p_share;
       q[set] += q_share;
     }
 
-    // The smallest j with p <= 2^(j/4) q, counted from the first set: j = 4 e and one for each quarter passed.
+    // `bound_set` in single precision: j = 4 e and one for each quarter passed.
     static int set_of(float p_here, float q_here) {
       if (!(p_here > 0.0f)) return 0;
-      if (!(q_here > 0.0f)) return kSets;
+      if (!(q_here > 0.0f)) return kBoundSets;
       const float ratio = p_here / q_here;
       if (!(ratio > 0x1p-8f)) return 0;
-      if (!(ratio <= 0x1p8f)) return kSets;
+      if (!(ratio <= 0x1p8f)) return kBoundSets;
       uint32_t bits;
       memcpy(&bits, &ratio, sizeof(bits));
       const int exponent = (int)(bits >> 23) - 127;
@@ -244,7 +237,7 @@ class Expectation {
     const double p_scale = 1.0 / law_.total, q_scale = 1.0 / q.total;
     for (int i = 0; i < p_block.count; ++i) {
       const double p = ours[i] * p_scale, share = theirs[i] * q_scale;
-      sets.add((float)p, (float)share, p, share);
+      sets.add(Histogram::set_of((float)p, (float)share), p, share);
     }
   }
 

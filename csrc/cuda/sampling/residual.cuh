@@ -208,14 +208,7 @@ class Residual {
         sum = first_budget_ * mass / p_.total;
         for (int j = 0; j < count_; ++j) sum *= shared_.inverse[j];
       } else if (mass > 0.0) {
-        float* drafts = nullptr;
-        if (drawn()) {
-          drafts = q_->memory.buffers + static_cast<int64_t>(q_->layout.cached ? own : team_.warp()) * kBlock;
-          if (!q_->layout.cached) {
-            load_block(*q_->source, block, drafts);
-            forget_removed(*q_, 0, block, drafts);
-          }
-        }
+        const float* drafts = drawn() ? owned_block(team_, *q_, own, block) : nullptr;
         const Shares shares = shares_of(own);
         const int count = p_.source->length(block);
         float mine = 0.0f;

@@ -19,11 +19,17 @@ __device__ inline bool is_irregular(const TreeView& tree) {
 }
 
 // The live nodes of a request, none if nothing is to be emitted; by all threads of a block.
-__device__ inline RequestNodes begin_request(const VerifyCall& call, int64_t b) {
-  const int64_t width = call.width();
+__device__ inline RequestNodes live_nodes(const VerifyCall& call, int64_t b) {
   RequestNodes nodes;
   if (!call.active || call.active[b]) nodes = open_request_in_parallel(call.tree, b);
   if (call.limit(b) <= 0) nodes.count = 0;
+  return nodes;
+}
+
+// The same, and its outputs are cleared.
+__device__ inline RequestNodes begin_request(const VerifyCall& call, int64_t b) {
+  const int64_t width = call.width();
+  const RequestNodes nodes = live_nodes(call, b);
   if (threadIdx.x == 0) {
     call.num_tokens[b] = 0;
     call.status[b] = nodes.malformed ? kStatusMalformed : 0;

@@ -258,18 +258,6 @@ class Visitor : public NodeLaws {
                     p_.replacement, task.budget);
   }
 
-  // Lets the children of a node come to nothing, one after the other; hand(child, budget) by the thread that leads.
-  // False if nothing is left although the budget is 1.
-  template <class Hand>
-  __device__ bool try_children(int32_t node, int32_t child, Residual& residual, const Hand& hand) {
-    const int32_t end = this->end(node);
-    for (; child < end && !residual.is_full(); child = next_child(node, child)) {
-      if (team_.leads()) hand(child, residual.handed_down(token(child)));
-      if (!residual.reject(token(child))) return false;
-    }
-    return true;
-  }
-
   // By the team's first warp, for the thread that leads it, which has written what the others read.
   __device__ Task next_task(int32_t from) const {
     __syncwarp();

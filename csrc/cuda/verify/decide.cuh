@@ -70,20 +70,13 @@ class Decider : public LossySteps {
     return {draw_residual(node, residual), -1};
   }
 
-  // The last child was drawn from q without the others, which were chosen. Of more than are looked at, all count as
-  // chosen: the draw is from p then, whatever they are.
   __device__ Step sampled_or_chosen(int32_t node) {
     const int32_t end = this->end(node);
-    int32_t first = first_child(node), sampled = -1;
+    int32_t first = first_child(node);
     Law draft;
     bool drawn = false;
     if (first < end && !find_draft_law(node, draft, drawn)) first = end;
-    int count = 0;
-    for (int32_t child = first; child < end; child = next_child(node, child)) {
-      if (p_.call.tree.ends[owner(child)] >= end) sampled = child;
-      ++count;
-    }
-    if (count > kMaxRejected) sampled = -1;
+    const int32_t sampled = sampled_child(node, first);
     Residual residual = residual_of(drawn ? &draft : nullptr);
     if (sampled >= 0) {
       for (int32_t child = first; child < sampled; child = next_child(node, child)) residual.exclude(token(child));

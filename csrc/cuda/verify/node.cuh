@@ -152,6 +152,31 @@ class NodeLaws {
     return true;
   }
 
+  // Of the children from `first` on, which were chosen, the last of all, which was drawn from q without the others; -1
+  // if it is absent. Of more than are looked at, all count as chosen: the draw is from p then, whatever they are.
+  __device__ int32_t sampled_child(int32_t node, int32_t first) const {
+    const int32_t end = this->end(node);
+    int32_t sampled = -1;
+    int count = 0;
+    for (int32_t child = first; child < end; child = next_child(node, child)) {
+      if (p_.call.tree.ends[owner(child)] >= end) sampled = child;
+      ++count;
+    }
+    return count > kMaxRejected ? -1 : sampled;
+  }
+
+  // Lets the children of a node come to nothing, one after the other; hand(child, budget) by the thread that leads.
+  // False if nothing is left although the budget is 1.
+  template <class Hand>
+  __device__ bool try_children(int32_t node, int32_t child, Residual& residual, const Hand& hand) {
+    const int32_t end = this->end(node);
+    for (; child < end && !residual.is_full(); child = next_child(node, child)) {
+      if (team_.leads()) hand(child, residual.handed_down(token(child)));
+      if (!residual.reject(token(child))) return false;
+    }
+    return true;
+  }
+
   __device__ int64_t draw_residual(int32_t node, Residual& residual) {
     const int64_t token = residual.draw(place(node, Stream::residual, node));
     return token < 0 ? fall_back(node) : token;
