@@ -60,6 +60,15 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("kB", lambda row: _number(None if row.extra_bytes is None else row.extra_bytes / 1e3)),
         ("goal", _goal),
     ),
+    "rules": (
+        ("case", lambda row: row.case),
+        ("time", lambda row: duration(row.time_us)),
+        ("amax", lambda row: _number(row.units)),
+        ("eager", lambda row: _times(row.speedup_over_eager)),
+        ("compile", lambda row: _times(row.speedup_over_compile)),
+        ("kB", lambda row: _number(None if row.extra_bytes is None else row.extra_bytes / 1e3)),
+        ("goal", _goal),
+    ),
     "attention": (
         ("case", lambda row: row.case),
         ("time", lambda row: duration(row.time_us)),
@@ -125,6 +134,8 @@ _LEGEND = {
     "microseconds, from 64 MB on of copy.",
     "tree": "eager: speed-up over the same in Python, one request after the other. Goals: eager, on a GPU microseconds.",
     "verify": "drafts: which of them are accepted. amax: time in units of torch.amax over all rows, and so the goal. "
+    "eager, compile: speed-up over the same in PyTorch. kB: memory beyond the inputs.",
+    "rules": "Half of the drafts on a path are accepted. amax: time in units of torch.amax over all rows, and so the goal. "
     "eager, compile: speed-up over the same in PyTorch. kB: memory beyond the inputs.",
     "linear": "of read: share of the fastest plain read of as many bytes. one row: time over the best one-row time. "
     "eager: speed-up over the same in PyTorch. Goals of one row: of read from memory, GB/s from cache; of 8 rows: one row.",

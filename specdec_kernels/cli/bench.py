@@ -23,7 +23,7 @@ ALL = "all"
 
 # What the help says of the suite. The suite itself is imported when it is to run: its name is a common one, and another
 # package of that name must not be run, nor stop the other commands.
-FAMILIES = ("verify", "attention", "kv", "tree", "linear", "overhead")
+FAMILIES = ("verify", "rules", "attention", "kv", "tree", "linear", "overhead")
 DEVICES = ("cpu", "cuda")
 REPEATS, QUICK_REPEATS = 30, 9
 
@@ -36,7 +36,7 @@ def bench(
         bool, typer.Option("--quick", help="Only what the goals are set for, few samples, no torch.compile.")
     ] = False,
     device: Annotated[
-        str, typer.Option(metavar="|".join(DEVICES), help="Where; on cuda all families but linear.")
+        str, typer.Option(metavar="|".join(DEVICES), help="Where; on cuda all families but rules and linear.")
     ] = "cpu",
     repeats: Annotated[
         int | None,
