@@ -23,44 +23,6 @@ struct Seen {
   int64_t accepted = 0, rejected = 0, scored = 0, statuses = 0, far_off = 0;
 };
 
-// Without results.
-VerifyParams parameters(Case& c) {
-  VerifyParams p;
-  p.call.tree = c.trees.view();
-  p.call.logits = c.logits.view();
-  p.call.rows = c.rows.view();
-  p.call.mask = c.masks.view();
-  if (c.some) p.call.active = {reinterpret_cast<bool*>(c.active.data()), 1};
-  p.call.max_tokens = c.max_tokens.view();
-  p.call.logprobs_mode = c.logprobs;
-  p.rule = c.rule;
-  if (!c.undrawn()) {
-    p.sampling = c.sampling.view();
-    p.context_lens = c.context_lens.view();
-  }
-  if (uses_drafts(c.rule) && c.sampled_drafts) {
-    p.draft_logits = c.draft_logits.view();
-    p.draft_sampling = c.draft_sampling.view();
-    p.draft_sampling.seed = {};  // not used
-    p.draft_rows = c.draft_rows.view();
-    p.draft_to_target = c.draft_to_target.view();
-    p.target_to_draft = c.target_to_draft.view();
-    if (c.draft_mask_rows) {
-      p.draft_mask = c.masks.view();
-      p.draft_mask.index = c.draft_mask_rows.view();
-    }
-  }
-  p.replacement = c.replacement;
-  p.single = c.single;
-  p.accumulated = c.accumulated;
-  p.epsilon = c.epsilon;
-  p.delta = c.delta;
-  p.top_k = c.top_k;
-  if (c.some_relaxed) p.relax = {reinterpret_cast<bool*>(c.relax.data()), 1};
-  p.rates = {c.rates.data(), 1};
-  return p;
-}
-
 template <class Token>
 void check_case(Case& c, Tally* tally, Seen* seen) {
   const int64_t batch = c.trees.batch(), width = c.trees.max_depth + 1, length = batch * width;

@@ -47,6 +47,10 @@ def _default(name: str) -> str:
     return f"default {full}" + (f", quick {quick}" if quick != full else "")
 
 
+# Sampled trees have no form for the overlapped loop.
+_DRAFTERS = tuple(name for name in engine.DRAFTERS if name != "independent-tree")
+
+
 def bench_serve(
     model: Annotated[
         str, typer.Option(metavar="DIR|NAME", help="Folder in Hugging Face layout, or a shipped model.")
@@ -54,7 +58,7 @@ def bench_serve(
     drafter: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="|".join(engine.DRAFTERS),
+            metavar="|".join(_DRAFTERS),
             help="Who guesses, as for specdec generate; several with commas or by repeating the option; "
             f"{_default('drafters')}.",
         ),
@@ -106,7 +110,9 @@ def bench_serve(
     _check_plot(plot)
     drafters = several(drafter, size.drafters, str)
     for name in drafters:
-        engine.find_drafter(name)
+        kind, _ = engine.find_drafter(name)
+        if kind not in _DRAFTERS:
+            raise UserError(f"--drafter must have a form for the overlapped loop, got {name!r}")
     batches = several(max_batch, size.batches, integers("--max-batch", 1, engine.MAX_BATCH))
     rates = several(rate, size.rates, _rate)
     count = at_least("--requests", size.requests if requests is None else requests, 1)

@@ -51,7 +51,10 @@ def complains(result, command, *parts):
         (("--device", "cuda:"), ("--device must be cpu, cuda or cuda:<number>, got 'cuda:'",)),
         (("--device", "cuda:" + "9" * 5000), ("--device must be cpu, cuda or cuda:<number>, got 'cuda:99",)),
         (("--rule", "greedy", "--temperature", "1"), ("temperature must be 0 under the rule 'greedy', got 1.0",)),
-        (("--rule", "hope"), ("--rule must be one of match, greedy, rejection, got 'hope'",)),
+        (
+            ("--rule", "hope"),
+            ("--rule must be one of match, greedy, rejection, block, traversal, greedy_plus_one, got 'hope'",),
+        ),
         (("--backend", "gpu"), ("--backend must be one of cuda, triton, cpu, reference, got 'gpu'",)),
         (("--backend", "triton"), ("backend must be available, got 'triton': ",)),
         (("--device", "tpu"), ("--device must be cpu, cuda or cuda:<number>, got 'tpu'",)),
@@ -60,8 +63,9 @@ def complains(result, command, *parts):
         (
             ("--drafter", "oracle"),
             (
-                "--drafter must be one of none, ngram, independent, eagle3, eagle3-tree, dflash, ddtree, or "
-                "independent:<model> or eagle3:<model> or eagle3-tree:<model> or dflash:<model> or ddtree:<model>, "
+                "--drafter must be one of none, ngram, independent, independent-tree, eagle3, eagle3-tree, dflash, ddtree, "
+                "or independent:<model> or independent-tree:<model> or eagle3:<model> or eagle3-tree:<model> or "
+                "dflash:<model> or ddtree:<model>, "
                 "got 'oracle'",
             ),
         ),
