@@ -90,7 +90,7 @@ $(STAMP)/demo: $(STAMP)/venv $(BUILT_FOR) $(SOURCES)
 CUDA_HEADERS := $(if $(shell command -v nvcc 2>/dev/null),,nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl)
 $(STAMP)/test: $(STAMP)/venv $(BUILT_FOR) $(SOURCES)
 	@echo "building the kernels, and installing the test tools"
-	@$(PIP) "hypothesis>=6.100" "pytest>=8" "pytest-xdist>=3.5" "scipy>=1.11" "transformers>=4.51" $(TRITON) $(CUDA_HEADERS)
+	@$(PIP) "hypothesis>=6.100" "pytest>=8" "pytest-xdist>=3.5" "matplotlib>=3.8" "scipy>=1.11" "transformers>=4.51" $(TRITON) $(CUDA_HEADERS)
 	@SPECDEC_EMULATOR=1 SPECDEC_CUDA=auto $(BUILD)
 	@touch $@ $(STAMP)/demo
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from .baselines import Settings
 from .cases import Case, Laws, chains, coins
 from .data import Sizes, accepted_drafts
+from .rules_cases import BOTTOM_UP, Batch, Tried, tosses
 
 # How many of the heaviest ids come into question, and which share of the law their interval must have at least.
 _HEAVIEST = 64
@@ -124,3 +125,49 @@ def rejection(case: Case, laws: Laws, sizes: Sizes) -> Aimed:
     num_tokens = torch.tensor(case.accepted) + 1
     settings = Settings.of(sizes.requests, **laws.settings)
     return Aimed(drafts, settings, noise, tokens, num_tokens, coins(case).float())
+
+
+class AimedRule(NamedTuple):
+    """What a baseline of a rule takes beside the logits, and what it must give; the fields as in :class:`Aimed`.
+
+    Attributes:
+        drafts: ``[B, N]``: tokens of all nodes.
+        settings: see there.
+        coins: ``[B, N]``, one per node.
+        noise: ``[B]``.
+        tokens: ``[B, depth + 1]``.
+        num_tokens: see there.
+    """
+
+    drafts: Tensor
+    settings: Settings
+    coins: Tensor
+    noise: Tensor
+    tokens: Tensor
+    num_tokens: Tensor
+
+
+def rule(case: Case, batch: Batch, name: str) -> AimedRule:
+    """For the baselines of rule ``name``: drafts and coins of its case, and noise for an id of each residual.
+
+    Other laws are those without the filters, those of the other kind of rule, those of siblings that were drawn with replacement,
+    and the target's own.
+    """
+    given, loose = case.arguments, batch._replace(laws=loosened(batch.laws))
+    drafts = given["tree"].tokens.view(batch.requests, batch.tree.nodes)
+    where = zip(given["sampling"].seed.tolist(), given["context_lens"].tolist(), strict=True)
+    coins_of = [tosses(batch.tree, seed, committed) for seed, committed in where]
+    other = "token" if name in BOTTOM_UP else "traversal"
+    tokens, noise = case.expected.tokens.clone(), torch.empty(batch.requests)
+    for b, accepted in enumerate(case.accepted):
+        end, own = int(case.expected.path[b, accepted]), drafts[b].tolist()
+        target = batch.law("target", b, end)
+        left = Tried(batch, b, own, name).left.get(end, target)
+        others = [Tried(loose, b, own, name), Tried(batch, b, own, other), Tried(batch, b, own, name, replacement=True)]
+        decoys = [each.left[end] for each in others if end in each.left]
+        token = telling(left, [target, loose.law("target", b, end), *decoys])
+        tokens[b, accepted] = token
+        noise[b] = middles(left, torch.tensor([token]))[0]
+    settings = Settings.of(batch.requests, **batch.laws.settings)
+    num_tokens = torch.tensor(case.accepted) + 1
+    return AimedRule(drafts, settings, torch.tensor(coins_of).float(), noise, tokens, num_tokens)

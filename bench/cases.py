@@ -83,18 +83,24 @@ class Laws:
         return self._known[which, row]
 
 
-def _searched(requests: int, attempt: Callable[[list[int], list[int]], Sequence[int]]) -> list[int]:
-    """A seed per request for which ``attempt(pending requests, their seeds)``, the requests that failed, is empty."""
+def searched(
+    requests: int, attempt: Callable[[list[int], list[int]], Sequence[int]], attempts: int = _ATTEMPTS
+) -> list[int]:
+    """A seed per request for which ``attempt(pending requests, their seeds)``, the requests that failed, is empty.
+
+    Raises:
+        RuntimeError: if there is none among the first ``attempts``.
+    """
     seeds = [1000 + b for b in range(requests)]
     pending = list(range(requests))
     with one_thread():
-        for _ in range(_ATTEMPTS):
+        for _ in range(attempts):
             pending = list(attempt(pending, [seeds[b] for b in pending]))
             if not pending:
                 return seeds
             for b in pending:
                 seeds[b] += 1000
-    raise RuntimeError(f"no seed in {_ATTEMPTS} decides requests {pending} clearly")
+    raise RuntimeError(f"no seed in {attempts} decides requests {pending} clearly")
 
 
 def _tree(tokens: Tensor) -> sk.TokenTree:
@@ -133,7 +139,7 @@ def decide(target: Tensor, sizes: Sizes, settings: dict[str, Any]) -> Decided:
         near = margin.view(-1, sizes.nodes).amin(1) < CLEAR
         return [b for b, close in zip(pending, near.tolist(), strict=True) if close]
 
-    return Decided(tokens, _searched(sizes.requests, attempt), settings)
+    return Decided(tokens, searched(sizes.requests, attempt), settings)
 
 
 def chains(decided: Tensor, accepted: list[int], vocab: int) -> Tensor:
@@ -209,7 +215,7 @@ def rejection(logits: Logits, sizes: Sizes, laws: Laws, which: str) -> Case:
     def attempt(pending: list[int], seeds: list[int]) -> list[int]:
         return [b for b, seed in zip(pending, seeds, strict=True) if not one(b, seed)]
 
-    seeds = _searched(sizes.requests, attempt)
+    seeds = searched(sizes.requests, attempt)
     sampling = sk.Sampling.of(sizes.requests, **laws.settings, seed=seeds)
     arguments = {
         "tree": _tree(tokens),
@@ -265,6 +271,6 @@ def _drawn(op: str, rows: Tensor, settings: dict[str, Any], options: dict[str, A
         found.update(zip(pending, drawn, strict=True))
         return [b for b, close in zip(pending, (margin < CLEAR).tolist(), strict=True) if close]
 
-    seeds = _searched(count, attempt)
+    seeds = searched(count, attempt)
     arguments = {"logits": rows, "sampling": sk.Sampling.of(count, **settings, seed=seeds), "positions": positions}
     return Case(op, arguments | options, torch.stack([found[b] for b in range(count)]), row_reads=count)

@@ -11,12 +11,14 @@ from torch import Tensor
 
 import specdec_kernels as sk
 
-from . import aims, baselines, gates
+from . import aims, baselines, gates, rules_baselines, static_tree
 from .baselines import Settings
 from .cases import Case, Laws
 from .data import Logits, Sizes, one_thread
 from .measured import COMPILE, EAGER
+from .rules_cases import Batch
 from .runner import Refused, Variant
+from .static_tree import CHAIN
 
 #: The unit that times are counted in: one read of all rows by ``torch.amax``.
 UNIT = "amax"
@@ -109,6 +111,25 @@ def rejection(case: Case, logits: Logits, laws: Laws, sizes: Sizes) -> list[Base
         aimed = aims.rejection(case, laws, sizes)
     given = (logits.target, logits.draft, aimed.drafts, aimed.settings, aimed.coins, aimed.noise)
     return [Baseline(EAGER, baselines.rejection, given, (aimed.tokens, aimed.num_tokens))]
+
+
+_ON_CHAINS = {"token": baselines.rejection, "block": rules_baselines.block}
+_ON_TREES = {"token": rules_baselines.token, "traversal": rules_baselines.traversal}
+
+
+def rule(case: Case, batch: Batch, name: str) -> list[Baseline]:
+    """Baselines of a rule of ``verify.rejection`` on a static tree; none of a rule that has none."""
+    on_chain = batch.tree.name == CHAIN
+    function: Callable[..., Any] | None = (_ON_CHAINS if on_chain else _ON_TREES).get(name)
+    if function is None:
+        return []
+    with one_thread():
+        aimed = aims.rule(case, batch, name)
+    first = 1 if on_chain else 0  # chains come without their roots
+    drafts, coins = (each[:, first:].contiguous() for each in (aimed.drafts, aimed.coins))
+    tables = () if on_chain else (static_tree.tables(batch.tree),)
+    given = (batch.logits.target, batch.logits.draft, drafts, aimed.settings, coins, aimed.noise, *tables)
+    return [Baseline(EAGER, function, given, (aimed.tokens, aimed.num_tokens))]
 
 
 def sample(rows: Tensor, laws: Laws) -> list[Baseline]:

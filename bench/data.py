@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -111,11 +111,11 @@ def normal(sizes: Sizes, seed: int = 0) -> Logits:
     return Logits(NORMAL, target, draft)
 
 
-def recorded(sizes: Sizes, assets: Path = ASSETS) -> Logits:
+def recorded(sizes: Sizes, assets: Path = ASSETS, branching: Mapping[int, int] | None = None) -> Logits:
     """Rows of the shipped target and drafter at ``nodes`` successive tokens of held-out prompts.
 
-    Which tokens: see :func:`_window`. The rows are stretched to ``sizes.vocab`` where the models have fewer ids
-    (:func:`stretch`), and then labelled so.
+    Which tokens: see :func:`_window`; ``branching`` tells how many children each inner node of a tree has. The rows are stretched
+    to ``sizes.vocab`` where the models have fewer ids (:func:`stretch`), and then labelled so.
 
     Raises:
         MissingData: if the models or prompts are not there, or are too few, too short or too large.
@@ -138,7 +138,7 @@ def recorded(sizes: Sizes, assets: Path = ASSETS) -> Logits:
         for prompt in prompts:
             tokens = torch.tensor(tokenizer.encode(prompt["prompt"]).ids)
             rows = [model.logits(model(tokens, torch.arange(len(tokens)), causal(1))).float() for model in models]
-            start = _window(rows[0], rows[1], sizes)
+            start = _window(rows[0], rows[1], sizes, branching)
             if start is not None:
                 windows.append(tuple(part[start : start + sizes.nodes] for part in rows))
             if len(windows) == sizes.requests:
@@ -156,21 +156,28 @@ def recorded(sizes: Sizes, assets: Path = ASSETS) -> Logits:
     return Logits(f"{RECORDED} V={width}, tail extrapolated", target, draft)
 
 
-def _window(target: Tensor, draft: Tensor, sizes: Sizes) -> int | None:
+def _window(target: Tensor, draft: Tensor, sizes: Sizes, branching: Mapping[int, int] | None = None) -> int | None:
     """Where the last ``nodes`` successive rows begin that can be verified with any outcome; None if there are none.
 
     A draft can only be rejected where the two laws differ, and only be accepted where they overlap. Under top-p many rows of a
     real model have a single id left, so a chain is taken where each draft can be accepted, and where one can be rejected at
-    the nodes at which requests are to stop; and where rounding does not decide which ids top-p keeps.
+    the nodes at which requests are to stop; and where rounding does not decide which ids top-p keeps. In a tree all inner nodes
+    must allow both, and have as many ids to draw from as they have children.
     """
-    overlap = torch.minimum(_nucleus(target), _nucleus(draft)).sum(-1)
+    drawn_from = _nucleus(draft)
+    overlap = torch.minimum(_nucleus(target), drawn_from).sum(-1)
     clear = _cut_is_clear(target) & _cut_is_clear(draft)
     can_accept, can_reject = overlap >= _POSSIBLE, overlap <= 1 - _POSSIBLE
-    stops = {n for which in ACCEPTED for n in accepted_drafts(which, sizes) if n < sizes.nodes - 1}
+    if branching is None:
+        children = dict.fromkeys(range(sizes.nodes - 1), 1)
+        stops = {n for which in ACCEPTED for n in accepted_drafts(which, sizes) if n in children}
+    else:
+        children, stops = dict(branching), set(branching)
+    ids = (drawn_from > 0).sum(-1)
     for start in range(len(target) - sizes.nodes, -1, -1):
-        accepts = can_accept[start : start + sizes.nodes - 1]
         decided = bool(clear[start : start + sizes.nodes].all())
-        if decided and bool(accepts.all()) and all(bool(can_reject[start + n]) for n in stops):
+        enough = all(bool(can_accept[start + n]) and int(ids[start + n]) >= k for n, k in children.items())
+        if decided and enough and all(bool(can_reject[start + n]) for n in stops):
             return start
     return None
 

@@ -13,6 +13,8 @@ from typing import Any
 from python_ref.decoding import Candidate, Decoder, Point, Request, calibrate
 from python_ref.decoding.calibration import NODES, depths_of, measure, nodes_of
 
+from .rows import MachineColumns
+
 
 @dataclass(frozen=True)
 class Contest:
@@ -32,7 +34,7 @@ class Contest:
 
 
 @dataclass
-class Row:
+class Row(MachineColumns):
     """One setting of one drafter. Rates are those of a text among ``batch``.
 
     Attributes:
@@ -46,7 +48,6 @@ class Row:
         tokens_per_s: their ratio.
         share_of_best: ``tokens_per_s`` over that of the best setting.
         chosen: whether it is what ``auto`` chose.
-        device: name of the processor, or of the GPU; and so on as in :func:`bench.machine.describe`.
     """
 
     drafter: str
@@ -59,13 +60,6 @@ class Row:
     tokens_per_s: float
     share_of_best: float
     chosen: bool
-    device: str
-    threads: int
-    load: float | None
-    torch: str
-    version: str
-    commit: str
-    date: str
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from python_ref.decoding import Decoder, Request, Statistics
 from python_ref.drafters import DFlashDrafter, Eagle3Drafter, IndependentDrafter, NgramDrafter
 
 from . import shapes
+from .rows import MachineColumns
 from .synthetic import Script, ScriptedTarget, SyntheticDrafter, acceptance
 
 #: Drafters that it knows, with their drafts in a row where nobody says how many.
@@ -81,7 +82,7 @@ class Case:
 
 
 @dataclass
-class Row:
+class Row(MachineColumns):
     """What a case cost. Times are medians, in milliseconds per step of the whole batch.
 
     Attributes:
@@ -106,7 +107,6 @@ class Row:
         repeats: runs of each kind.
         weights: where they come from: ``random``.
         acceptance: whether drafts were accepted because they were right: ``synthetic``, they were made right.
-        device: name of the processor, or of the GPU; and so on as in :func:`bench.machine.describe`.
     """
 
     shape: str
@@ -132,13 +132,6 @@ class Row:
     repeats: int
     weights: str
     acceptance: str
-    device: str
-    threads: int
-    load: float | None
-    torch: str
-    version: str
-    commit: str
-    date: str
 
 
 def check(work: Work, case: Case) -> None:
@@ -273,14 +266,7 @@ class Bench:
 
     def _decoder(self, case: Case, tau: float) -> Decoder:
         reach = _reach(self.work, case)
-        drafter = SyntheticDrafter(
-            self._drafter(case),
-            self.ops,
-            self._script,
-            acceptance(tau, reach),
-            reach,
-            nodes=self.work.nodes if case.drafter == "ddtree" else 0,
-        )
+        drafter = SyntheticDrafter(self._drafter(case), self._script, acceptance(tau, reach), reach)
         return Decoder(self._model, ops=self.ops, drafter=drafter, num_draft=case.num_draft, max_batch=self.work.batch)
 
     def _drafter(self, case: Case) -> Any:

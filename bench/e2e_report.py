@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .e2e import Row
+from .rows import busy
 
 _LEGEND = (
     "Milliseconds per step; plain: without a drafter; tau: tokens of a step, as asked for; predicted: tau x plain over the sum "
@@ -67,7 +68,4 @@ def conclusions(rows: Sequence[Row], device: str = "cpu") -> list[str]:
         else "All texts are what the target was to say, token for token."
     )
     said.append("Weights are random, text and acceptance synthetic: times are real, tau is an assumption.")
-    load = max((row.load or 0.0 for row in rows), default=0.0)
-    if load > 0.5 and device == "cpu":
-        said.append(f"Other processes were running (load {load:g} at the start): the times say little.")
-    return said
+    return said + busy(rows, device)

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .rows import Row
+from .rows import Row, busy
 
 
 def duration(microseconds: float | None) -> str:
@@ -53,6 +53,15 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         ("op", lambda row: _op(row).removeprefix("verify.")),
         ("case", lambda row: row.case),
         ("drafts", lambda row: row.accepted or "-"),
+        ("time", lambda row: duration(row.time_us)),
+        ("amax", lambda row: _number(row.units)),
+        ("eager", lambda row: _times(row.speedup_over_eager)),
+        ("compile", lambda row: _times(row.speedup_over_compile)),
+        ("kB", lambda row: _number(None if row.extra_bytes is None else row.extra_bytes / 1e3)),
+        ("goal", _goal),
+    ),
+    "rules": (
+        ("case", lambda row: row.case),
         ("time", lambda row: duration(row.time_us)),
         ("amax", lambda row: _number(row.units)),
         ("eager", lambda row: _times(row.speedup_over_eager)),
@@ -126,6 +135,8 @@ _LEGEND = {
     "tree": "eager: speed-up over the same in Python, one request after the other. Goals: eager, on a GPU microseconds.",
     "verify": "drafts: which of them are accepted. amax: time in units of torch.amax over all rows, and so the goal. "
     "eager, compile: speed-up over the same in PyTorch. kB: memory beyond the inputs.",
+    "rules": "Half of the drafts on a path are accepted. amax: time in units of torch.amax over all rows, and so the goal. "
+    "eager, compile: speed-up over the same in PyTorch. kB: memory beyond the inputs.",
     "linear": "of read: share of the fastest plain read of as many bytes. one row: time over the best one-row time. "
     "eager: speed-up over the same in PyTorch. Goals of one row: of read from memory, GB/s from cache; of 8 rows: one row.",
     "overhead": "A call of the public function on inputs of a few elements. amax: in units of torch.amax of one such row. "
@@ -193,10 +204,7 @@ def conclusions(rows: Sequence[Row], backends: Sequence[str], device: str = "cpu
         said.append(
             f"{_name(noted[0], 'cpu')}, {noted[0].variant}: {note}" if len(noted) == 1 else f"{len(noted)} rows: {note}"
         )
-    load = max((row.load or 0.0 for row in rows), default=0.0)
-    if load > 0.5 and device == "cpu":
-        said.append(f"Other processes were running (load {load:g} at the start): the times say little.")
-    return said
+    return said + busy(rows, device)
 
 
 def _name(row: Row, device: str) -> str:

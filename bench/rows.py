@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +45,31 @@ class Goal(NamedTuple):
         return value >= self.limit if self.at_least else value <= self.limit
 
 
+@dataclass(kw_only=True)
+class MachineColumns:
+    """Where and when a row was measured: the columns of :func:`bench.machine.describe`, the last ones of all rows.
+
+    Attributes:
+        device: name of the processor, or of the GPU.
+        threads: of torch.
+        load: processes that wanted to run in the last minute, at the start.
+        torch: version.
+        version: of the package.
+        commit: of the checkout; ``+`` if it was changed.
+        date: day of the measurement.
+    """
+
+    device: str = ""
+    threads: int = 0
+    load: float | None = None
+    torch: str = ""
+    version: str = ""
+    commit: str = ""
+    date: str = ""
+
+
 @dataclass
-class Row:
+class Row(MachineColumns):
     """One variant of one case on one machine. Fields that do not apply, or were not measured, are None.
 
     Attributes:
@@ -81,13 +104,6 @@ class Row:
         note: why there is no time, or what else must be known.
         copy_gb_per_s: copy bandwidth of the machine, bytes read and written.
         read_gb_per_s: read bandwidth of the machine.
-        device: name of the processor, or of the GPU.
-        threads: of torch.
-        load: processes that wanted to run in the last minute, at the start.
-        torch: version.
-        version: of the package.
-        commit: of the checkout; ``+`` if it was changed.
-        date: day of the measurement.
     """
 
     family: str
@@ -121,13 +137,6 @@ class Row:
     note: str | None = None
     copy_gb_per_s: float | None = None
     read_gb_per_s: float | None = None
-    device: str = ""
-    threads: int = 0
-    load: float | None = None
-    torch: str = ""
-    version: str = ""
-    commit: str = ""
-    date: str = ""
 
     def judge(self, goals: Sequence[Goal]) -> None:
         """Fill ``goal``, ``reached`` and ``met``. A metric that was not measured meets nothing."""
@@ -139,16 +148,29 @@ class Row:
         self.met = all(value is not None and goal.met_by(value) for goal, value in zip(goals, values, strict=True))
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+def columns(kind: type) -> tuple[str, ...]:
+    """The columns of a class of rows; a dataclass has the fields of its base first, a row has them last."""
+    return tuple(field.name for field in sorted(fields(kind), key=lambda field: bool(field.kw_only)))
 
 
-def as_dicts(rows: Sequence[Any]) -> list[dict[str, Any]]:
-    """Rows, of :class:`Row` or another dataclass, as dictionaries with all columns; floats have five significant digits."""
+COLUMNS = columns(Row)
+
+
+def busy(rows: Sequence[MachineColumns], device: str) -> list[str]:
+    """What is to be said of times that were taken beside other work; nothing of a GPU."""
+    load = max((row.load or 0.0 for row in rows), default=0.0)
+    if load <= 0.5 or device != "cpu":
+        return []
+    return [f"Other processes were running (load {load:g} at the start): the times say little."]
+
+
+def as_dicts(rows: Sequence[MachineColumns]) -> list[dict[str, Any]]:
+    """Rows of any class as dictionaries with all columns; floats have five significant digits."""
 
     def short(value: Any) -> Any:
         return float(f"{value:.5g}") if isinstance(value, float) else value
 
-    return [{name: short(value) for name, value in asdict(row).items()} for row in rows]
+    return [{name: short(getattr(row, name)) for name in columns(type(row))} for row in rows]
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:
@@ -157,12 +179,12 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
     path.write_text(json.dumps(as_dicts(rows), indent=1) + "\n", encoding="utf-8")
 
 
-def write_csv(rows: Sequence[Any], path: Path) -> None:
+def write_csv(rows: Sequence[MachineColumns], path: Path) -> None:
     """Write rows of one class as CSV with a header; the folder is made if it does not exist. None is an empty cell."""
-    columns = COLUMNS if not rows else tuple(field.name for field in fields(rows[0]))
+    names = columns(type(rows[0]) if rows else Row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(as_dicts(rows))
 

@@ -13,12 +13,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from statistics import median, median_low
 from typing import Any, NamedTuple
 
 from python_ref.decoding import Decoder, OverlappedDecoder, Request
 
+from .rows import MachineColumns, columns
 from .runner import quantile
 
 #: Who serves: the loop in which host and device take turns, and the one in which they do not wait for each other.
@@ -32,7 +33,7 @@ _SEED = 20
 
 
 @dataclass
-class Row:
+class Row(MachineColumns):
     """One loop with one drafter under one load: medians over the repetitions. What does not apply is None.
 
     Times of a request count from the moment at which it was to come, not from the one at which the loop took it.
@@ -64,13 +65,6 @@ class Row:
         model: name of the target.
         dtype: of the target.
         backend: who computed the ops.
-        device: name of the processor, or of the GPU.
-        threads: of torch.
-        load: processes that wanted to run in the last minute, at the start.
-        torch: version.
-        version: of the package.
-        commit: of the checkout; ``+`` if it was changed.
-        date: day of the measurement.
     """
 
     loop: str
@@ -107,13 +101,6 @@ class Row:
     model: str = ""
     dtype: str = ""
     backend: str = ""
-    device: str = ""
-    threads: int = 0
-    load: float | None = None
-    torch: str = ""
-    version: str = ""
-    commit: str = ""
-    date: str = ""
 
     @property
     def wrong(self) -> bool:
@@ -128,7 +115,7 @@ class Row:
             self.latency_over_plain = self.latency_ms_p50 / plain.latency_ms_p50
 
 
-COLUMNS = tuple(column.name for column in fields(Row))
+COLUMNS = columns(Row)
 
 
 class Clock(NamedTuple):

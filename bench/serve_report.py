@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .rows import busy
 from .serve import Row
 
 _LEGEND = (
@@ -94,10 +95,7 @@ def conclusions(rows: Sequence[Row], device: str = "cpu") -> list[str]:
     ):
         named = [f"{row.drafter}, {row.loop}, batch {row.batch}, rate {_rate(row.rate)}" for row in noted]
         said.append(f"{'; '.join(named)}: {note}")
-    load = max((row.load or 0.0 for row in rows), default=0.0)
-    if load > 0.5 and device == "cpu":
-        said.append(f"Other processes were running (load {load:g} at the start): the times say little.")
-    return said
+    return said + busy(rows, device)
 
 
 def _said(what: str, rows: Sequence[Row], ratio: str, at_once: bool) -> list[str]:

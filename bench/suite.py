@@ -9,11 +9,19 @@ from typing import Any
 import specdec_kernels as sk
 from specdec_kernels._schema import OPS
 
-from . import attention, gpu, kv, linear, machine, overhead, tree, verify, verify_gpu
+from . import attention, gpu, kv, linear, machine, overhead, rules, tree, verify, verify_gpu
 from .measured import Setting
 from .rows import Row
 
-FAMILIES = {"verify": verify, "attention": attention, "kv": kv, "tree": tree, "linear": linear, "overhead": overhead}
+FAMILIES = {
+    "verify": verify,
+    "rules": rules,
+    "attention": attention,
+    "kv": kv,
+    "tree": tree,
+    "linear": linear,
+    "overhead": overhead,
+}
 
 #: Those that are measured on a GPU, and the backends there.
 ON_GPU = {"verify": verify_gpu, "attention": attention, "kv": kv, "tree": tree, "overhead": overhead}

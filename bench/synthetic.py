@@ -9,7 +9,8 @@ up to a length that is drawn for each step, and by others behind it. Everything 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,57 +102,58 @@ class ScriptedTarget:
         return logits.scatter_(1, self._script.on_device[self._positions + 1].unsqueeze(1), _RAISED)
 
 
+class _Replaced:
+    """A module of which some names mean something else."""
+
+    def __init__(self, module: Any, **names: Any) -> None:
+        self._module = module
+        vars(self).update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
 class SyntheticDrafter:
     """A drafter with drafts of a given acceptance.
+
+    A best-first tree has the drafts as its spine, and beside them, from the root on, others that are never right. It is the
+    drafter's own call that builds it, for other scores and tokens: a second tree would be work that no drafter has.
 
     Attributes:
         inner: the drafter that does the work.
         features: as it wants them.
     """
 
-    def __init__(
-        self,
-        inner: Any,
-        ops: Any,
-        script: Script,
-        alpha: float,
-        num_draft: int,
-        *,
-        nodes: int = 0,
-        ranks: int = 8,
-    ) -> None:
-        """Wrap a drafter.
+    def __init__(self, inner: Any, script: Script, alpha: float, num_draft: int) -> None:
+        """Wrap a drafter, which is of no other use from then on.
 
         Args:
             inner: the drafter.
-            ops: the package of the ops.
             script: what the target says.
             alpha: probability that a draft is accepted where the one before it was.
             num_draft: drafts in a row.
-            nodes: of trees, the root included; 0: chains. A tree has the drafts as its spine, and beside them, from the
-                root on, others that are never right.
-            ranks: tokens that a tree has for one position behind the same node.
         """
         self.inner, self.features = inner, tuple(getattr(inner, "features", ()))
-        self._ops, self._script = ops, script
-        self._nodes, self._ranks = nodes, ranks
+        self._script = script
         self._lengths = Lengths(alpha, num_draft)
-        self._scores = torch.full((ranks,), _SIBLING)
-        self._scores[0] = _SPINE
+        self._tokens = torch.empty((0, 0), dtype=torch.int64)
+        if getattr(inner, "is_tree", False):
+            tree = inner.ops.tree
+            inner.ops = _Replaced(
+                inner.ops, tree=_Replaced(tree, best_first=partial(self._best_first, tree.best_first))
+            )
         if self.features:
             self.prime, self.absorb = inner.prime, inner.absorb
 
     def propose(self, batch: Batch, limits: Sequence[int], rule: str) -> Proposal:
         """What the drafter proposes, with other tokens."""
-        self.inner.propose(batch, limits, rule)
         depth = max(limits, default=0)
         tokens = torch.full((batch.size, depth), -1, dtype=torch.int64)
         for row in batch.live:
             tokens[row, : limits[row]] = torch.tensor(self._row(batch, row, limits[row]), dtype=torch.int64)
-        tokens = tokens.to(batch.device)
-        if not self._nodes:
-            return Proposal(tokens, list(limits))
-        return Proposal(tree=self._tree(batch, limits, tokens))
+        self._tokens = tokens.to(batch.device)
+        proposal: Proposal = self.inner.propose(batch, limits, rule)
+        return Proposal(self._tokens, list(limits)) if proposal.tree is None else proposal
 
     def observe(self, batch: Batch, committed: Sequence[int]) -> None:
         """Pass it on."""
@@ -164,16 +166,12 @@ class SyntheticDrafter:
         right = self._lengths.next()
         return [token if i < right else (token + 1) % vocab for i, token in enumerate(coming)]
 
-    def _tree(self, batch: Batch, limits: Sequence[int], tokens: Tensor) -> Any:
-        """The best-first tree with the drafts as its spine."""
-        device, depth = batch.device, tokens.shape[1]
-        live = torch.tensor(batch.active, device=device)
-        roots = torch.tensor([text[-1] if text else -1 for text in batch.texts], device=device)
-        roots = torch.where(live, roots, -1)
+    def _best_first(self, build: Callable[..., Any], roots: Tensor, log_probs: Tensor, ids: Tensor, nodes: int) -> Any:
+        """``tree.best_first`` with the drafts as the spine, as deep as the drafter has laws."""
+        depth, ranks = log_probs.shape[1:]
         # Ranks differ by 2, and a wrong draft is the right one plus 1: no rank but the first is ever right.
-        ids = (tokens.unsqueeze(-1) + 2 * torch.arange(self._ranks, device=device)) % self._script.vocab_size
-        ids = torch.where(tokens.unsqueeze(-1) < 0, -1, ids)
-        scores = self._scores.to(device).expand(batch.size, depth, self._ranks).clone()
-        beyond = torch.arange(depth, device=device) >= torch.tensor(list(limits), device=device)[:, None]
-        scores[beyond] = -torch.inf
-        return self._ops.tree.best_first(roots, scores, ids, self._nodes)
+        steps = 2 * torch.arange(ranks, device=ids.device)
+        others = (self._tokens[:, :depth].unsqueeze(-1) + steps) % self._script.vocab_size
+        scores = torch.full_like(log_probs, _SIBLING)
+        scores[..., 0] = _SPINE
+        return build(roots, scores.masked_fill(log_probs.isneginf(), -torch.inf), others, nodes)

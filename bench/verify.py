@@ -10,7 +10,6 @@ The baselines process all rows whatever is accepted, so they take part where hal
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -225,22 +224,42 @@ def _measured(setting: Setting, shared: Shared, which: str | None, columns: dict
     setting.tick()
     case = shared.case(which)
     setting.tick()
-    variants = [*contest.backends(case, setting.backends), contest.unit(*shared.read)]
-    if which in (HALF, None):
-        variants += shared.variants(case, compiled=not setting.quick)
-    read = partial(read_all, *shared.read)
+    counts = which in (HALF, None)
+    others = shared.variants(case, compiled=not setting.quick) if counts else []
+    return measured(setting, case, shared.read, others, columns, with_memory=counts)
+
+
+def measured(
+    setting: Setting,
+    case: Case,
+    read: tuple[Tensor, ...],
+    others: list[Variant],
+    columns: dict[str, Any],
+    with_memory: bool = True,
+) -> list[Row]:
+    """The rows of one case: the op, the unit and the baselines in turns.
+
+    Args:
+        setting: how and where.
+        case: the call.
+        read: all logits that the op is given: of as many is the unit.
+        others: the baselines.
+        columns: what the rows have in common.
+        with_memory: whether to measure the extra memory, too.
+    """
+    variants = [*contest.backends(case, setting.backends), contest.unit(*read), *others]
     outcomes = measure(
         variants,
         repeats=setting.repeats,
         budget_s=setting.budget_s,
-        prepare=lambda _: read(),
+        prepare=lambda _: read_all(*read),
         tick=setting.tick,
     )
-    row_bytes = shared.logits.target[0].numel() * shared.logits.target.element_size()
+    row_bytes = read[0][0].numel() * read[0].element_size()
     needed = {variant.name: case.row_reads * row_bytes for variant in variants}
-    needed[contest.UNIT] = sum(rows.shape[0] for rows in shared.read) * row_bytes
+    needed[contest.UNIT] = sum(rows.shape[0] for rows in read) * row_bytes
     rows = rows_of(setting, outcomes, columns, needed=needed, unit=contest.UNIT)
-    if which in (HALF, None):
+    if with_memory:
         _measure_memory(setting, rows, case)
     return rows
 

@@ -188,6 +188,22 @@ class KvBuffers(NamedTuple):
     groups: Sequence[Tensor] | Sequence[KvGroup]
 
 
+class Expectation(NamedTuple):
+    """What a step of verification must expect, one value per request, float32 ``[B]``.
+
+    Attributes:
+        token: mean of ``num_tokens`` under the rule ``token``.
+        traversal: under ``traversal`` and ``block``.
+        greedy_plus_one: under ``greedy_plus_one``.
+        bound: the probability that a draft of the root is accepted, which no rule exceeds on average over the drafts.
+    """
+
+    token: Tensor
+    traversal: Tensor
+    greedy_plus_one: Tensor
+    bound: Tensor
+
+
 class VerifyResult(NamedTuple):
     """What verification decided, one row per request.
 

@@ -7,7 +7,19 @@ engine-neutral ops: :mod:`tree` builds draft trees, :mod:`verify` decides straig
 
 from . import _fake, attention, draft, kv, linear, sample, tree, verify
 from ._backend import BACKENDS, BackendUnavailableError, available_backends, use_backend
-from .types import Block, Expansion, KvBuffers, KvGroup, Links, Sampling, Status, TokenTree, TreeShape, VerifyResult
+from .types import (
+    Block,
+    Expansion,
+    Expectation,
+    KvBuffers,
+    KvGroup,
+    Links,
+    Sampling,
+    Status,
+    TokenTree,
+    TreeShape,
+    VerifyResult,
+)
 
 __version__ = "0.1.0"
 
@@ -16,6 +28,7 @@ __all__ = [
     "BackendUnavailableError",
     "Block",
     "Expansion",
+    "Expectation",
     "KvBuffers",
     "KvGroup",
     "Links",

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from ._schema import BY_NAME, FILTER_ORDERS, LOGPROBS, MASK_LAYOUTS, REJECTION_RULES, VISIBILITIES
-from .types import Block, Expansion, KvBuffers, KvGroup, Links, Sampling, TokenTree, VerifyResult
+from .types import Block, Expansion, Expectation, KvBuffers, KvGroup, Links, Sampling, TokenTree, VerifyResult
 
 _TREE = ("cu_nodes", "tokens", "parents", "depths", "ends")
 _SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed")
@@ -106,6 +106,10 @@ def _call(op: str, function: Callable[..., Any], given: dict[str, Any]) -> None:
         given["out"] = result
         if "rule" in given:
             given["rule"] = REJECTION_RULES[given["rule"]]
+    elif op == "verify_expect":
+        given["out"] = Expectation(*(given.pop(name) for name in Expectation._fields))
+        fields = {name: given.pop(name) for name in _TREE}
+        given["tree"] = TokenTree(**fields, max_nodes=fields["tokens"].shape[0], max_depth=given.pop("max_depth"))
     elif op == "tree_from_chains":
         fields = {name: given.pop(name) for name in (*_TREE, "status")}
         width = given["chains"].shape[1]
@@ -162,6 +166,11 @@ def _skinny(x: Any, packed: Any, scales: Any, bias: Any, out: Any) -> None:
     outputs, inputs = out.shape[1], x.shape[1]
     rows = packed.transpose(1, 2).reshape(packed.shape[0] * packed.shape[2], inputs)[:outputs]
     out.copy_(oracle.skinny(x, oracle.PackedLinear(rows, scales, bias, (outputs, inputs))))
+
+
+def race() -> Any:
+    """The module through which the oracle draws every random decision."""
+    return importlib.import_module("python_ref.ops.race")
 
 
 @cache

@@ -14,7 +14,7 @@ groups of arguments:
   ``filter_order`` (:data:`FILTER_ORDERS`);
 * law: ``allowed [rows, ceil(V/32)]`` with ``allowed_rows``: which ids a row may emit;
 * result: ``out_tokens``, ``num_tokens``, ``path``, ``status``, ``logprobs``, ``lse`` of a
-  ``VerifyResult``.
+  ``VerifyResult``; lossy rules add ``divergence [B, max_depth+1]``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 
 FILTER_ORDERS = ("top_k_first", "joint", "min_p_first")
 LOGPROBS = (None, "processed", "raw")
-REJECTION_RULES = ("token",)
+REJECTION_RULES = ("token", "block", "traversal", "greedy_plus_one")
 VISIBILITIES = ("tree", "block")
 MASK_LAYOUTS = ("full", "query", "words")
 
@@ -44,6 +44,7 @@ _RESULT = (
     "Tensor(a!) out_tokens, Tensor(b!) num_tokens, Tensor(c!) path, Tensor(d!) status, "
     "Tensor(e!)? logprobs, Tensor(f!)? lse"
 )
+_LOSSY_RESULT = f"{_RESULT}, Tensor(g!)? divergence"
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,35 @@ OPS: tuple[Op, ...] = (
         "Tensor context_lens, int rule, bool replacement, Tensor? rows, Tensor? draft_rows, "
         f"{_LAW}, Tensor? draft_allowed_rows, Tensor? draft_to_target, Tensor? target_to_draft, "
         f"{_BATCH}, {_RESULT}",
+    ),
+    Op(
+        "verify_expect",
+        f"{_TREE}, Tensor logits, Tensor? draft_logits, Tensor temperature, Tensor? top_k, Tensor? top_p, "
+        "Tensor? min_p, int filter_order, Tensor? draft_temperature, Tensor? draft_top_k, Tensor? draft_top_p, "
+        "Tensor? draft_min_p, int draft_filter_order, bool replacement, Tensor? rows, Tensor? draft_rows, "
+        f"{_LAW}, Tensor? draft_allowed_rows, Tensor? draft_to_target, Tensor? target_to_draft, Tensor? active, "
+        "Tensor? max_tokens, int max_depth, Tensor(a!) token, Tensor(b!) traversal, Tensor(c!) greedy_plus_one, "
+        "Tensor(d!) bound",
+    ),
+    Op(
+        "verify_threshold",
+        f"{_TREE}, Tensor logits, {_SAMPLING}, Tensor context_lens, float single, float accumulated, Tensor? rows, "
+        f"{_LAW}, {_BATCH}, {_LOSSY_RESULT}",
+    ),
+    Op(
+        "verify_typical",
+        f"{_TREE}, Tensor logits, {_SAMPLING}, Tensor context_lens, float epsilon, float delta, Tensor? rows, "
+        f"{_LAW}, {_BATCH}, {_LOSSY_RESULT}",
+    ),
+    Op(
+        "verify_relaxed",
+        f"{_TREE}, Tensor logits, int top_k, float delta, Tensor? rows, {_LAW}, Tensor? relax, {_BATCH}, "
+        f"{_LOSSY_RESULT}",
+    ),
+    Op(
+        "verify_synthetic",
+        f"{_TREE}, Tensor logits, {_SAMPLING}, Tensor context_lens, Tensor rates, Tensor? rows, {_LAW}, {_BATCH}, "
+        f"{_LOSSY_RESULT}",
     ),
     Op(
         "draft_ngram_lookup",

@@ -101,14 +101,18 @@ def integer(op: str, name: str, value: int, low: int, high: int | None = None) -
         raise ValueError(f"{op}: {name} must be {bounds}, got {value}")
 
 
-def number(op: str, name: str, value: float, low: float = -MOST) -> None:
-    """Check a host number: a finite float32, not below a bound. A tensor is none: to read it would wait for a device."""
+def number(op: str, name: str, value: float, low: float = -MOST, high: float = MOST, above: bool = False) -> None:
+    """Check a host number: a finite float32 between its bounds; ``above``: the lower one is not allowed. A tensor is
+    none: to read it would wait for a device."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
-    if not value >= low and low > -MOST:
-        raise ValueError(f"{op}: {name} must be at least {low:g}, got {value}")
-    if not -MOST <= value <= MOST:
-        raise ValueError(f"{op}: {name} must be a finite float32, got {value}")
+    if not low <= value <= high or (above and value == low):
+        wanted = "a finite float32"
+        if high < MOST:
+            wanted = f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
+        elif low > -MOST and not value > high:
+            wanted = f"at least {low:g}"
+        raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
 
 
 def flag(op: str, name: str, value: bool) -> None:

@@ -2,24 +2,25 @@
 
 All functions take the target's logits at the nodes of a :class:`TokenTree` and give a
 :class:`VerifyResult`. Only the rows of visited nodes are read, and nothing of the size of the
-vocabulary is stored. Every function here keeps the target's law exactly.
+vocabulary is stored. ``greedy``, ``match`` and ``rejection`` keep the target's law exactly;
+``threshold``, ``typical`` and ``relaxed``, rules of other engines, and ``synthetic``, for benchmarks,
+do not, and can say how far off they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import _backend, _validate
+from . import _backend, _results, _validate
 from ._schema import FILTER_ORDERS, LOGPROBS, REJECTION_RULES
+from ._verify_drafts import Drafts, check_draft_mask, check_drafts, flat_drafts
+from ._verify_expect import expect
+from ._verify_lossy import relaxed, synthetic, threshold, typical
 from .types import Sampling, TokenTree, VerifyResult
 
-__all__ = ["greedy", "match", "rejection"]
-
-_NO_SETTINGS: tuple[Any, ...] = (None, None, None, None, 0)
+__all__ = ["expect", "greedy", "match", "rejection", "relaxed", "synthetic", "threshold", "typical"]
 
 
 def greedy(
@@ -79,7 +80,7 @@ def greedy(
         _validate.result(op, tree, logprobs, out)
 
     def launch(kernel: Callable[..., None]) -> VerifyResult:
-        result = _new_result(op, tree, logprobs) if out is None else _given_result(op, tree, logprobs, out)
+        result = _results.for_call(op, tree, logprobs, out)
         mode = LOGPROBS.index(logprobs)
         kernel(*tree[:5], logits, rows, allowed, allowed_rows, active, max_tokens, mode, *result)
         _validate.raise_on_bad_data(op, result.status)
@@ -151,7 +152,7 @@ def match(
         _validate.result(op, tree, logprobs, out)
 
     def launch(kernel: Callable[..., None]) -> VerifyResult:
-        result = _new_result(op, tree, logprobs) if out is None else _given_result(op, tree, logprobs, out)
+        result = _results.for_call(op, tree, logprobs, out)
         order = FILTER_ORDERS.index(sampling.filter_order)
         options = (rows, allowed, allowed_rows, active, max_tokens, LOGPROBS.index(logprobs))
         kernel(*tree[:5], logits, *sampling[:5], order, context_lens, *options, *result)
@@ -187,10 +188,18 @@ def rejection(
     """Accept or reject sampled drafts by the ratio of the target's law ``p`` to the law ``q`` that
     they were drawn from.
 
-    Rule ``"token"``: at each node the children are tried in draw order; child ``c`` is accepted
-    with probability ``min(1, p(c) / q(c))``, and after a rejection ``p`` becomes the normalised
-    residual ``max(p - q, 0)``. On chains this is the rule of Leviathan et al.; on branching trees
-    recursive rejection sampling.
+    * ``"token"``: at each node the children are tried in draw order; child ``c`` is accepted with
+      probability ``min(1, p(c) / q(c))``, and after a rejection ``p`` becomes the normalised
+      residual ``max(p - q, 0)``. On chains this is the rule of Leviathan et al.; on branching trees
+      recursive rejection sampling.
+    * ``"block"``, ``"traversal"`` (one rule under two names; on chains block verification, on trees
+      traversal verification): the ratios of a path are multiplied before anything is decided, and
+      the longest path that passes is taken. Accepts at least as much as ``"token"`` in expectation,
+      and reads the rows of all inner nodes instead of those of the accepted path.
+    * ``"greedy_plus_one"``: for drafts of ``sample.draft(top=num - 1)``, of whose children all but
+      the last were chosen and the last was drawn from the rest of ``q``. One coin for the last;
+      else one draw from the residual, which is followed where it is one of the others. That reaches
+      the optimum of any rule for these drafts.
 
     Args:
         tree: draft trees; siblings in draw order.
@@ -203,8 +212,9 @@ def rejection(
             temperature 0 the drafts are deterministic. None only without ``draft_logits``. Its seed
             is not used.
         context_lens: ``[B]`` int32 or int64, committed tokens.
-        rule: ``"token"``.
-        replacement: whether siblings were drawn with replacement, as given to ``sample.draft``.
+        rule: ``"token"``, ``"block"``, ``"traversal"`` or ``"greedy_plus_one"``.
+        replacement: whether siblings were drawn with replacement, as given to ``sample.draft``;
+            ``"greedy_plus_one"`` does not ask.
         rows: ``[T]`` int32 or int64, row of ``logits`` of each node. None: row ``i`` belongs to
             node ``i``.
         draft_rows: ``[T]`` int32 or int64, row of ``draft_logits`` that the children of each node
@@ -218,14 +228,16 @@ def rejection(
         draft_allowed_rows: ``[T]`` int32 or int64, row of ``allowed`` under which the children of
             each node were drawn, -1 = unrestricted. None: the drafts were drawn without a mask.
         active: ``[B]`` bool; other requests are no-ops.
-        max_tokens: ``[B]`` int32 or int64, bound of ``num_tokens``.
+        max_tokens: ``[B]`` int32 or int64, bound of ``num_tokens``; the bottom-up rules decide
+            first and are cut then.
         logprobs: ``"raw"``, ``"processed"`` or None, as in :func:`greedy`; both are of the target.
         backend: see :func:`specdec_kernels.use_backend`.
         out: a result made by an earlier call of the same shape, written in place.
 
     Returns:
         A :class:`VerifyResult`. Status 4: the residual had no mass in floats, and ``p`` was
-        sampled.
+        sampled. Under the bottom-up rules status also speaks of the rows of nodes that were tried
+        before the path was found.
 
     Raises:
         ValueError, TypeError: on a wrong shape, device or dtype.
@@ -234,53 +246,33 @@ def rejection(
     settings, positions, depths and nodes. Deterministic; independent of the batch. CUDA-graph safe.
     Complexity: one read of the visited rows of both, and one more of both per rejected child.
     Source: Leviathan et al. 2023, arXiv 2211.17192, algorithm 1; Chen et al. 2024 (Sequoia), arXiv
-        2402.12374, algorithm 2.
+        2402.12374, algorithm 2; Sun et al. 2024, arXiv 2403.10444, algorithm 2 (block); Weng et
+        al. 2025, arXiv 2505.12398, algorithm 2 (traversal); Hu et al. 2025, arXiv 2502.18779,
+        section 5 (greedy plus one).
     """
     op = "verify.rejection"
 
     def check() -> None:
         batch, count, device = _validate.token_tree(op, tree)
         _validate.rows(op, "logits", logits, ("T", "V"), device)
-        vocab = logits.shape[1]
         _validate.sampling(op, "sampling", sampling, batch, device)
         _validate.tensor(op, "context_lens", context_lens, (batch,), _validate.INDICES, device)
         _validate.choice(op, "rule", rule, REJECTION_RULES)
         _validate.flag(op, "replacement", replacement)
         _validate.node_rows(op, "rows", rows, "logits", logits, count)
-        if draft_logits is not None:
-            width: int | str = vocab
-            if draft_to_target is not None and target_to_draft is not None:
-                _validate.tensor(op, "draft_to_target", draft_to_target, ("V_draft",), _validate.INDICES, device)
-                _validate.tensor(op, "target_to_draft", target_to_draft, (vocab,), _validate.INDICES, device)
-                width = draft_to_target.shape[0]
-            elif draft_to_target is not None or target_to_draft is not None:
-                missing = "draft_to_target" if draft_to_target is None else "target_to_draft"
-                raise ValueError(f"{op}: {missing} must be given together with its inverse, got None")
-            _validate.rows(op, "draft_logits", draft_logits, ("rows", width), device)
-            if draft_sampling is None:
-                raise ValueError(f"{op}: draft_sampling must be given with draft_logits, got None")
-            _validate.sampling(op, "draft_sampling", draft_sampling, batch, device, needs_seed=False)
-            _validate.node_rows(op, "draft_rows", draft_rows, "draft_logits", draft_logits, count)
-        _validate.law(op, allowed, allowed_rows, count, vocab, device)
-        if draft_allowed_rows is not None:
-            if allowed is None:
-                raise ValueError(f"{op}: allowed must be given with draft_allowed_rows, got None")
-            _validate.tensor(op, "draft_allowed_rows", draft_allowed_rows, (count,), _validate.INDICES, device)
+        drafts = Drafts(draft_logits, draft_sampling, draft_rows, draft_to_target, target_to_draft, draft_allowed_rows)
+        check_drafts(op, logits, drafts, batch, count)
+        _validate.law(op, allowed, allowed_rows, count, logits.shape[1], device)
+        check_draft_mask(op, drafts, allowed, count, device)
         _validate.batch_options(op, active, max_tokens, batch, device)
         _validate.result(op, tree, logprobs, out)
 
     def launch(kernel: Callable[..., None]) -> VerifyResult:
-        result = _new_result(op, tree, logprobs) if out is None else _given_result(op, tree, logprobs, out)
+        result = _results.for_call(op, tree, logprobs, out)
         order = FILTER_ORDERS.index(sampling.filter_order)
         _validate.flag(op, "replacement", replacement)
-        drafts: tuple[Any, ...]
-        maps: tuple[Tensor | None, ...]
-        if draft_logits is None:  # what belongs to it means nothing
-            drafts, maps = _NO_SETTINGS, (rows, None, allowed, allowed_rows, draft_allowed_rows, None, None)
-        else:
-            assert draft_sampling is not None
-            drafts = (*draft_sampling[:4], FILTER_ORDERS.index(draft_sampling.filter_order))
-            maps = (rows, draft_rows, allowed, allowed_rows, draft_allowed_rows, draft_to_target, target_to_draft)
+        given = Drafts(draft_logits, draft_sampling, draft_rows, draft_to_target, target_to_draft, draft_allowed_rows)
+        drafts, maps = flat_drafts(given, rows, allowed, allowed_rows)
         kernel(
             *(*tree[:5], logits, draft_logits, *sampling[:5], order, *drafts, context_lens),
             *(REJECTION_RULES.index(rule), replacement, *maps, active, max_tokens, LOGPROBS.index(logprobs), *result),
@@ -289,27 +281,3 @@ def rejection(
         return result
 
     return _backend.run("verify_rejection", backend, getattr(tree, "tokens", None), check, launch)
-
-
-def _new_result(op: str, tree: TokenTree, logprobs: str | None) -> VerifyResult:
-    _validate.bounds(op, tree)
-    cu_nodes, width = tree.cu_nodes, tree.max_depth + 1
-    batch = cu_nodes.shape[0] - 1
-    scores = [cu_nodes.new_empty((batch, width), dtype=torch.float32) for _ in range(2 * (logprobs is not None))]
-    return VerifyResult(
-        tree.tokens.new_empty(batch, width),
-        cu_nodes.new_empty(batch),
-        cu_nodes.new_empty(batch, width),
-        cu_nodes.new_empty(batch),
-        *scores,
-    )
-
-
-def _given_result(op: str, tree: TokenTree, logprobs: str | None, out: VerifyResult) -> VerifyResult:
-    """``out`` with the fields that this call writes; a launcher takes the bounds from its shape."""
-    _validate.bounds(op, tree)
-    shape = (tree.cu_nodes.shape[0] - 1, tree.max_depth + 1)
-    _validate.tensor(op, "out.path", out.path, shape, _validate.INT32, tree.tokens.device)
-    if out.tokens.dtype != tree.tokens.dtype:
-        _validate.result(op, tree, logprobs, out)
-    return out if logprobs is not None else VerifyResult(*out[:4])

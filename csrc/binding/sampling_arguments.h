@@ -61,6 +61,23 @@ struct ResultTensors {
   const OptionalTensor& lse;
 };
 
+inline VerifyCall read_verify_inputs(const Arguments& a, const TreeTensors& tree, const Tensor& logits,
+                                     const OptionalTensor& rows, const OptionalTensor& allowed,
+                                     const OptionalTensor& allowed_rows, const OptionalTensor& active,
+                                     const OptionalTensor& max_tokens, int64_t batch, int64_t max_depth) {
+  VerifyCall call;
+  call.tree = read_tree(a, tree, batch, max_depth);
+  const int64_t total = call.tree.total;
+  call.logits = read_logits(a, "logits", logits);
+  call.rows = a.index("rows", rows, total);
+  SPECDEC_CHECK(rows.has_value() || call.logits.rows >= total, a.op(), ": logits must have at least ", total,
+                " rows, got ", call.logits.rows);
+  call.mask = read_mask(a, allowed, "allowed_rows", allowed_rows, total, call.logits.columns);
+  call.active = a.vector<bool>("active", active, batch);
+  call.max_tokens = a.index("max_tokens", max_tokens, batch);
+  return call;
+}
+
 inline VerifyCall read_verify_call(const Arguments& a, const TreeTensors& tree, const Tensor& logits,
                                    const OptionalTensor& rows, const OptionalTensor& allowed,
                                    const OptionalTensor& allowed_rows, const OptionalTensor& active,
@@ -70,16 +87,8 @@ inline VerifyCall read_verify_call(const Arguments& a, const TreeTensors& tree, 
   const int64_t batch = result.path.size(0), width = result.path.size(1);
   SPECDEC_CHECK(width >= 1, a.op(), ": out.path must have at least one column, got ", width);
   SPECDEC_CHECK(logprobs_mode >= 0 && logprobs_mode <= 2, a.op(), ": logprobs must be 0, 1 or 2, got ", logprobs_mode);
-  VerifyCall call;
-  call.tree = read_tree(a, tree, batch, width - 1);
-  const int64_t total = call.tree.total;
-  call.logits = read_logits(a, "logits", logits);
-  call.rows = a.index("rows", rows, total);
-  SPECDEC_CHECK(rows.has_value() || call.logits.rows >= total, a.op(), ": logits must have at least ", total,
-                " rows, got ", call.logits.rows);
-  call.mask = read_mask(a, allowed, "allowed_rows", allowed_rows, total, call.logits.columns);
-  call.active = a.vector<bool>("active", active, batch);
-  call.max_tokens = a.index("max_tokens", max_tokens, batch);
+  VerifyCall call =
+      read_verify_inputs(a, tree, logits, rows, allowed, allowed_rows, active, max_tokens, batch, width - 1);
   call.logprobs_mode = static_cast<Logprobs>(logprobs_mode);
   a.check_contiguous_rows("out.tokens", result.tokens, batch, width);
   call.out_tokens = {result.tokens.data_ptr(), 1, a.is_wide("out.tokens", result.tokens)};

@@ -61,6 +61,7 @@ struct VerifyCall {
   int32_t* status = nullptr;  // [batch]
   float* logprobs = nullptr;  // null without log-probabilities
   float* lse = nullptr;
+  float* divergence = nullptr;  // of lossy rules; null: not wanted
 
   SPECDEC_HD int64_t width() const { return tree.max_depth + 1; }
 
@@ -74,26 +75,92 @@ struct VerifyCall {
   SPECDEC_HD int64_t row_of(int64_t owner) const { return rows ? rows[owner] : owner; }
 };
 
-enum class Rule : int32_t { greedy, match, rejection };
+enum class Rule : int32_t {
+  greedy,
+  match,
+  rejection,        // top-down: a coin at each child
+  bottom_up,        // block and traversal verification
+  greedy_plus_one,  // one coin, for the last child
+  // Lossy.
+  threshold,
+  typical,
+  relaxed,
+  synthetic,
+};
+
+// Rules that look at the law of the drafts.
+SPECDEC_HD constexpr bool uses_drafts(Rule rule) {
+  return rule == Rule::rejection || rule == Rule::bottom_up || rule == Rule::greedy_plus_one;
+}
 
 struct VerifyParams {
   VerifyCall call;
   Rule rule = Rule::greedy;
-  SamplingView sampling;   // not for greedy: there every request is at temperature 0
-  IndexView context_lens;  // [batch]; not for greedy
-  // Of rejection alone.
+  SamplingView sampling;   // not for greedy and relaxed: there every request is at temperature 0
+  IndexView context_lens;  // [batch]; not for greedy and relaxed
+  // Of the rules that use drafts' laws.
   RowsView draft_logits;  // null: all drafts are deterministic
   SamplingView draft_sampling;
   IndexView draft_rows;  // [total], row of the law of a node's children, -1 = deterministic; null: its own
   MaskView draft_mask;   // of the draws of a node's children
   IndexView draft_to_target, target_to_draft;
   bool replacement = false;
+  // Of the lossy rules.
+  double single = 1.0, accumulated = 1.0;  // threshold
+  double epsilon = 0.0;                    // typical
+  double delta = 0.0;                      // typical, relaxed
+  int64_t top_k = 1;                       // relaxed
+  Strided<bool> relax;                     // relaxed: [batch]; null: all
+  Strided<float> rates;                    // synthetic: [max_depth] and more
 
   SPECDEC_HD Settings settings_of(int64_t request) const {
     Settings greedy;
     greedy.temperature = 0.0f;
-    return rule == Rule::greedy ? greedy : sampling.of(request);
+    return rule == Rule::greedy || rule == Rule::relaxed ? greedy : sampling.of(request);
   }
 };
+
+// What a step must expect under each rule, without a coin: [batch] each.
+struct ExpectParams {
+  VerifyParams verify;  // without results
+  float* token = nullptr;
+  float* traversal = nullptr;
+  float* greedy_plus_one = nullptr;
+  float* bound = nullptr;
+};
+
+// ---- what the lossy rules share
+// --------------------------------------------------------------------------------------
+
+// The children of a node under two thresholds, one after the other: what they get beyond their probability is as much
+// as all others get less than theirs.
+struct ThresholdSum {
+  double total = 0.0, given = 0.0, divergence = 0.0;
+  bool sure = false;      // the child is accepted whatever the coin
+  bool accepted = false;  // one has been
+
+  // Whether a child of that probability is the one that the coin accepts.
+  SPECDEC_HD bool offer(const VerifyParams& p, double probability, double coin) {
+    total += probability;
+    sure = probability > 0.0 && probability >= p.single;
+    const bool here =
+        !accepted && probability > 0.0 && (sure || total >= p.accumulated || coin * p.accumulated < total);
+    const double share = total / p.accumulated;
+    const double until = sure || share > 1.0 ? 1.0 : share;
+    const double more = until - given - probability;
+    divergence += more > 0.0 ? more : 0.0;
+    given = until;
+    accepted |= here;
+    return here;
+  }
+};
+
+// A draft must be likelier than this, given the entropy of its law.
+SPECDEC_SHARED double typical_threshold(const VerifyParams& p, double entropy) {
+  const double least = p.delta * exp_double(-entropy);
+  return least < p.epsilon ? least : p.epsilon;
+}
+
+SPECDEC_SHARED double clamp_rate(float rate) { return !(rate > 0.0f) ? 0.0 : rate < 1.0f ? rate : 1.0; }
 
 }  // namespace specdec

@@ -9,6 +9,7 @@ namespace {
 struct Backend {
   static constexpr Device kDevice = Device::cpu;
   static void verify(const VerifyParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(verify, p); }
+  static void expect(const ExpectParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(verify_expect, p); }
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The walks of docs/verify.md as they are defined, with whole laws in double precision.
+// A request under verification as docs/verify.md defines it, with whole laws in double precision: its tree, its rows,
+// what it emits. The rules are in slow_rules.h.
 #pragma once
 
 #include <algorithm>
@@ -37,9 +38,15 @@ struct Case {
   SettingsTable sampling, draft_sampling;
   Indices rows, draft_rows, context_lens, max_tokens, draft_to_target, target_to_draft, draft_mask_rows;
   Masks masks;
-  bool sampled_drafts = false, replacement = false, some = false;
-  std::vector<char> active;
+  bool sampled_drafts = false, replacement = false, some = false, some_relaxed = false;
+  std::vector<char> active, relax;
+  std::vector<float> rates;
+  double single = 1.0, accumulated = 1.0, epsilon = 0.0, delta = 0.0;
+  int64_t top_k = 1;
   Logprobs logprobs = Logprobs::none;
+
+  bool undrawn() const { return rule == Rule::greedy || rule == Rule::relaxed; }
+  bool lossy() const { return rule >= Rule::threshold; }
 };
 
 struct Nodes {
@@ -78,124 +85,115 @@ inline Nodes open_slowly(const Trees& t, int64_t b) {
 
 struct Result {
   Ids tokens, path;
-  Doubles logprobs, lse;
+  Doubles logprobs, lse, divergences;
   int32_t status = 0;
   int64_t rejections = 0;
   bool scores_doubtful = false;
   Margin margin;
 };
 
-class SlowWalk {
+// A row of the target: under the mask, and as it came.
+struct Row {
+  Doubles logits, raw;
+};
+
+class SlowRequest {
  public:
-  SlowWalk(const Case& c, int64_t request) : c_(c), b_(request), ids_(static_cast<size_t>(c.logits.columns())) {
+  SlowRequest(const Case& c, int64_t request) : c_(c), b_(request), ids_(static_cast<size_t>(c.logits.columns())) {
     std::iota(ids_.begin(), ids_.end(), 0);
-    settings_ = c.rule == Rule::greedy ? Settings{0.0f} : c.sampling.settings[b_];
+    settings_ = c.undrawn() ? Settings{0.0f} : c.sampling.settings[b_];
   }
 
-  Result run() {
-    if (c_.some && !c_.active[b_]) return result_;
+ protected:
+  // False if there is nothing to do.
+  bool open() {
+    if (c_.some && !c_.active[b_]) return false;
     nodes_ = open_slowly(c_.trees, b_);
     if (nodes_.malformed) result_.status |= kStatusMalformed;
-    int64_t limit = c_.trees.max_depth + 1;
-    if (c_.max_tokens) limit = std::min(limit, c_.max_tokens[b_]);
-    int64_t node = nodes_.count > 0 ? 0 : -1;
-    while (node >= 0 && static_cast<int64_t>(result_.tokens.size()) < limit) {
-      int64_t child = -1;
-      const int64_t token = visit(node, &child);
-      if (token < 0) result_.status |= kStatusDeadEnd;
-      result_.tokens.push_back(token);
-      result_.path.push_back(node);
-      score(token);
-      node = child;
-    }
-    return result_;
+    limit_ = c_.trees.max_depth + 1;
+    if (c_.max_tokens) limit_ = std::min(limit_, c_.max_tokens[b_]);
+    return nodes_.count > 0 && limit_ > 0;
   }
+  bool full() const { return static_cast<int64_t>(result_.tokens.size()) >= limit_; }
 
- private:
   int64_t depth(int64_t node) const { return node == 0 ? 0 : c_.trees.depths[nodes_.first + node]; }
   int64_t token_of(int64_t node) const { return c_.trees.tokens[nodes_.first + node]; }
-  Place place(int64_t node, Stream stream, int64_t counted_depth, int64_t counted) const {
-    return make_place(c_.sampling.seeds[b_], c_.context_lens[b_] + depth(node) + 1, stream, counted_depth, counted, 0);
-  }
-  Ids children(int64_t node) const {
+  bool present(int64_t node) const { return token_of(node) >= 0 && token_of(node) < c_.logits.columns(); }
+  Ids children(int64_t node, bool absent_too = false) const {
     Ids found;
     for (int64_t i = node + 1; i < nodes_.count; ++i) {
-      const bool there = token_of(i) >= 0 && token_of(i) < c_.logits.columns();
-      if (c_.trees.parents[nodes_.first + i] == node && there) found.push_back(i);
+      if (c_.trees.parents[nodes_.first + i] == node && (absent_too || present(i))) found.push_back(i);
     }
     return found;
   }
 
-  int64_t visit(int64_t node, int64_t* child) {
+  // Noise of a node, of which `counted` is the number in the counter; and of the token that plain decoding draws.
+  Place place(int64_t node, Stream stream, int64_t counted) const {
+    return make_place(c_.sampling.seeds[b_], position(node), stream, depth(node), counted, 0);
+  }
+  Place plain_place(int64_t node) const {
+    return make_place(c_.sampling.seeds[b_], position(node), Stream::target, 0, 0, 0);
+  }
+
+  Row read(int64_t node) {
     const int64_t owner = nodes_.first + node, row = c_.rows ? c_.rows[owner] : owner;
-    logits_.assign(ids_.size(), -kInfinity);
-    raw_ = logits_;
+    Row read{Doubles(ids_.size(), -kInfinity), Doubles(ids_.size(), -kInfinity)};
     if (row >= 0 && row < c_.logits.rows()) {
       bool nan = false;
-      logits_ = raw_ = c_.logits.clean(row, &nan);
-      c_.masks.apply(owner, ids_, logits_);
+      read.logits = read.raw = c_.logits.clean(row, &nan);
+      c_.masks.apply(owner, ids_, read.logits);
       if (nan) result_.status |= kStatusNan;
     } else {
       result_.status |= kStatusMalformed;
     }
-    const Ids order = ranking(logits_);
-    if (order.empty()) return -1;
-    if (!greedy(settings_) && c_.rule == Rule::rejection) return accept_or_reject(node, child);
-    const int64_t token = greedy(settings_) ? order[0]
-                                            : draw_of(law_of(logits_, settings_), place(node, Stream::target, 0, 0),
-                                                      ids_, &result_.margin);
-    for (const int64_t i : children(node)) {
-      if (*child < 0 && token_of(i) == token) *child = i;
-    }
-    return token;
+    return read;
+  }
+  static int64_t best_of(const Row& row) {
+    const Ids order = ranking(row.logits);
+    return order.empty() ? -1 : order[0];
+  }
+  // The processed law, which sums to 1 unless the row is dead.
+  Mass law(const Row& row) const {
+    Mass mass = law_of(row.logits, settings_);
+    mass.normalise();
+    return mass;
   }
 
-  int64_t accept_or_reject(int64_t node, int64_t* child) {
-    Margin& margin = result_.margin;
-    Mass p = law_of(logits_, settings_);
-    p.normalise();
-    const Mass target = p;
-    Mass q;
-    Ids drafts = children(node);
+  // The law that the children of a node were drawn from; `sampled` says whether they were. Without a row of it, they
+  // count as absent.
+  Mass law_of_drafts(int64_t node, Ids* drafts, bool* sampled) {
     const int64_t owner = nodes_.first + node, row = c_.draft_rows ? c_.draft_rows[owner] : owner;
-    const bool sampled = c_.sampled_drafts && !greedy(c_.draft_sampling.settings[b_]) && !(c_.draft_rows && row == -1);
-    if (sampled && !drafts.empty()) {
-      if (row < 0 || row >= c_.draft_logits.rows()) {
-        result_.status |= kStatusMalformed;
-        drafts.clear();
-      } else {
-        q = law_of(draft_row(owner, row), c_.draft_sampling.settings[b_]);
-        q.normalise();
-      }
+    *sampled = c_.sampled_drafts && !greedy(c_.draft_sampling.settings[b_]) && !(c_.draft_rows && row == -1);
+    Mass q;
+    if (!*sampled || drafts->empty()) return q;
+    if (row < 0 || row >= c_.draft_logits.rows()) {
+      result_.status |= kStatusMalformed;
+      drafts->clear();
+    } else {
+      q = law_of(draft_row(owner, row), c_.draft_sampling.settings[b_]);
+      q.normalise();
     }
-    for (const int64_t draft : drafts) {
-      const int64_t token = token_of(draft);
-      if (!sampled) {
-        q = {Doubles(ids_.size(), 0.0), Doubles(ids_.size(), 0.0)};
-        q.w[token] = 1.0;
-      }
-      if (toss(p, q, token, place(node, Stream::coin, depth(node), draft), &margin)) {
-        *child = draft;
-        return token;
-      }
-      ++result_.rejections;
-      p.subtract(q);
-      const double left = std::accumulate(p.w.begin(), p.w.end(), 0.0);
-      const double doubt = std::accumulate(p.doubt.begin(), p.doubt.end(), 0.0);
-      margin.add(left / std::max(doubt, 1e-300));  // where all that is left may be rounding
-      p.normalise();
-      if (!p.any()) {
-        result_.status |= kStatusFallback;
-        p = target;
-        break;
-      }
-      if (sampled && !c_.replacement) {
-        q.remove(token);
-        q.normalise();
-      }
-    }
-    return draw_of(p, place(node, Stream::residual, depth(node), node), ids_, &margin);
+    return q;
   }
+
+  void emit(int64_t node, const Row& row, int64_t token, double divergence = 0.0) {
+    if (token < 0) result_.status |= kStatusDeadEnd;
+    result_.tokens.push_back(token);
+    result_.path.push_back(node);
+    result_.divergences.push_back(divergence);
+    score(token, row);
+  }
+
+  const Case& c_;
+  const int64_t b_;
+  Ids ids_;
+  Settings settings_;
+  Nodes nodes_;
+  int64_t limit_ = 0;
+  Result result_;
+
+ private:
+  int64_t position(int64_t node) const { return c_.context_lens[b_] + depth(node) + 1; }
 
   // A draft's row seen from the target's ids.
   Doubles draft_row(int64_t owner, int64_t row) {
@@ -214,11 +212,11 @@ class SlowWalk {
     return values;
   }
 
-  void score(int64_t token) {
+  void score(int64_t token, const Row& row) {
     double logprob = -kInfinity, lse = -kInfinity;
     if (token >= 0) {
       const bool raw = c_.logprobs == Logprobs::raw;
-      const Doubles& logits = raw ? raw_ : logits_;
+      const Doubles& logits = raw ? row.raw : row.logits;
       const double max = *std::max_element(logits.begin(), logits.end());
       if (!raw && greedy(settings_)) {
         logprob = 0.0;
@@ -236,14 +234,6 @@ class SlowWalk {
     result_.logprobs.push_back(logprob);
     result_.lse.push_back(lse);
   }
-
-  const Case& c_;
-  const int64_t b_;
-  Ids ids_;
-  Settings settings_;
-  Nodes nodes_;
-  Doubles logits_, raw_;
-  Result result_;
 };
 
 }  // namespace specdec::testing

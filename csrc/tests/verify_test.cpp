@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // verify against the walk of docs/verify.md with whole laws in double precision, and its promise: the same bits for any
 // number of threads and any instruction set.
-#include "slow_walk.h"
+#include "verify_cases.h"
 #include "ways.h"
 
 using namespace specdec;
@@ -12,6 +12,7 @@ namespace {
 // ---- Comparison ----
 
 bool near(float got, double expected) {
+  if (std::isnan(expected)) return std::isnan(got);  // a draft of logit -inf, followed at an infinite temperature
   const double narrow = static_cast<float>(expected);
   if (std::isinf(narrow) || std::isinf(got)) return static_cast<double>(got) == narrow;
   return std::fabs(got - expected) <= 4e-6 + 1e-6 * std::fabs(expected);
@@ -19,39 +20,8 @@ bool near(float got, double expected) {
 
 // What the walks met, so that a test that meets nothing is seen.
 struct Seen {
-  int64_t accepted = 0, rejected = 0, scored = 0, statuses = 0;
+  int64_t accepted = 0, rejected = 0, scored = 0, statuses = 0, far_off = 0;
 };
-
-// Without results.
-VerifyParams parameters(Case& c) {
-  VerifyParams p;
-  p.call.tree = c.trees.view();
-  p.call.logits = c.logits.view();
-  p.call.rows = c.rows.view();
-  p.call.mask = c.masks.view();
-  if (c.some) p.call.active = {reinterpret_cast<bool*>(c.active.data()), 1};
-  p.call.max_tokens = c.max_tokens.view();
-  p.call.logprobs_mode = c.logprobs;
-  p.rule = c.rule;
-  if (c.rule != Rule::greedy) {
-    p.sampling = c.sampling.view();
-    p.context_lens = c.context_lens.view();
-  }
-  if (c.rule == Rule::rejection && c.sampled_drafts) {
-    p.draft_logits = c.draft_logits.view();
-    p.draft_sampling = c.draft_sampling.view();
-    p.draft_sampling.seed = {};  // not used
-    p.draft_rows = c.draft_rows.view();
-    p.draft_to_target = c.draft_to_target.view();
-    p.target_to_draft = c.target_to_draft.view();
-    if (c.draft_mask_rows) {
-      p.draft_mask = c.masks.view();
-      p.draft_mask.index = c.draft_mask_rows.view();
-    }
-  }
-  p.replacement = c.replacement;
-  return p;
-}
 
 template <class Token>
 void check_case(Case& c, Tally* tally, Seen* seen) {
@@ -59,7 +29,7 @@ void check_case(Case& c, Tally* tally, Seen* seen) {
   VerifyParams p = parameters(c);
   std::vector<Guarded<Token>> tokens;
   std::vector<Guarded<int32_t>> num, path, status;
-  std::vector<Guarded<float>> logprobs, lse;
+  std::vector<Guarded<float>> logprobs, lse, divergence;
   const bool scored = c.logprobs != Logprobs::none;
   for (int way = 0; way < kWays; ++way) {
     tokens.emplace_back(length);
@@ -68,21 +38,24 @@ void check_case(Case& c, Tally* tally, Seen* seen) {
     status.emplace_back(batch);
     logprobs.emplace_back(length);
     lse.emplace_back(length);
+    divergence.emplace_back(length);
     p.call.out_tokens = {tokens[way].data(), 1, sizeof(Token) == 8};
     p.call.num_tokens = num[way].data();
     p.call.path = path[way].data();
     p.call.status = status[way].data();
     p.call.logprobs = scored ? logprobs[way].data() : nullptr;
     p.call.lse = scored ? lse[way].data() : nullptr;
+    p.call.divergence = c.lossy() ? divergence[way].data() : nullptr;
     run(p, way);
     CHECK(tokens[way].intact() && num[way].intact() && path[way].intact() && status[way].intact());
-    CHECK(logprobs[way].intact() && lse[way].intact());
+    CHECK(logprobs[way].intact() && lse[way].intact() && divergence[way].intact());
     CHECK(same_bits(tokens[0].data(), tokens[way].data(), length), "way %d", way);
     CHECK(same_bits(num[0].data(), num[way].data(), batch), "way %d", way);
     CHECK(same_bits(path[0].data(), path[way].data(), length), "way %d", way);
     CHECK(same_bits(status[0].data(), status[way].data(), batch), "way %d", way);
     CHECK(same_bits(logprobs[0].data(), logprobs[way].data(), length), "way %d", way);
     CHECK(same_bits(lse[0].data(), lse[way].data(), length), "way %d", way);
+    CHECK(same_bits(divergence[0].data(), divergence[way].data(), length), "way %d", way);
   }
   for (int64_t b = 0; b < batch; ++b) {
     const Result expected = SlowWalk(c, b).run();
@@ -91,6 +64,7 @@ void check_case(Case& c, Tally* tally, Seen* seen) {
     for (int64_t i = num[0][b]; i < width; ++i) {
       CHECK(tokens[0][b * width + i] == -1 && path[0][b * width + i] == -1);
       CHECK(!scored || (logprobs[0][b * width + i] == 0.0f && lse[0][b * width + i] == 0.0f));
+      CHECK(!c.lossy() || divergence[0][b * width + i] == 0.0f);
     }
     if (expected.margin.close()) {
       ++tally->close;
@@ -100,7 +74,7 @@ void check_case(Case& c, Tally* tally, Seen* seen) {
     seen->accepted += std::max<int64_t>(n - 1, 0);
     seen->rejected += n > 0 && expected.rejections > 0;
     seen->statuses |= expected.status;
-    const Settings s = c.rule == Rule::greedy ? Settings{0.0f} : c.sampling.settings[b];
+    const Settings s = c.undrawn() ? Settings{0.0f} : c.sampling.settings[b];
     CHECK(num[0][b] == n, "request %lld: %d, not %lld", (long long)b, num[0][b], (long long)n);
     CHECK(status[0][b] == expected.status, "request %lld: status %d, not %d", (long long)b, status[0][b],
           expected.status);
@@ -111,6 +85,11 @@ void check_case(Case& c, Tally* tally, Seen* seen) {
             "token %lld of request %lld is %lld, not %lld: rule %d, V %lld, T %g top_k %d top_p %g min_p %g order %d",
             (long long)i, (long long)b, (long long)tokens[0][at], (long long)expected.tokens[i], (int)c.rule,
             (long long)c.logits.columns(), s.temperature, s.top_k, s.top_p, s.min_p, (int)s.order);
+      if (c.lossy()) {
+        const double wanted = expected.divergences[i];
+        CHECK(std::fabs(divergence[0][at] - wanted) <= 1e-5, "%g, not %g", divergence[0][at], wanted);
+        seen->far_off += wanted > 0.01;
+      }
       if (!scored || expected.scores_doubtful) continue;
       ++seen->scored;
       CHECK(near(logprobs[0][at], expected.logprobs[i]), "%g, not %g", logprobs[0][at], expected.logprobs[i]);
@@ -120,142 +99,6 @@ void check_case(Case& c, Tally* tally, Seen* seen) {
 }
 
 // ---- Random cases ----
-
-enum class Growth { chain, tree, bush };
-
-void add_tree(Numbers& numbers, int64_t vocab, Growth growth, Trees& trees) {
-  const int64_t count = once_in(numbers, 10) ? 0 : 1 + numbers.below(12);
-  const int64_t rows = count + (once_in(numbers, 2) ? numbers.below(3) : 0), first = trees.total();
-  std::vector<int32_t> branch;  // from the root to the node that was added last
-  for (int64_t i = 0; i < rows; ++i) {
-    const bool live = i < count;
-    if (live && growth != Growth::chain) {
-      while (branch.size() > 1 && once_in(numbers, 4) == (growth == Growth::tree)) branch.pop_back();
-    }
-    trees.parents.push_back(live && i > 0 ? branch.back() : -1);
-    trees.depths.push_back(live ? static_cast<int32_t>(branch.size()) : 0);
-    trees.ends.push_back(live ? static_cast<int32_t>(i + 1) : 0);
-    constexpr int64_t kOdd[] = {-1, -1, -5, INT32_MAX};
-    trees.tokens.push_back(once_in(numbers, 12) ? one_of(numbers, kOdd) : numbers.below(vocab + once_in(numbers, 20)));
-    if (!live) continue;
-    for (const int32_t node : branch) trees.ends[first + node] = static_cast<int32_t>(i + 1);
-    branch.push_back(static_cast<int32_t>(i));
-    trees.max_depth = std::max(trees.max_depth, trees.depths.back());
-  }
-  trees.cu_nodes.push_back(static_cast<int32_t>(first + rows));
-}
-
-void damage(Numbers& numbers, Trees& trees) {
-  if (trees.total() == 0) return;
-  constexpr int32_t kValues[] = {-1, 0, 1, 2, 3, -7, INT32_MAX, INT32_MIN};
-  std::vector<int32_t>* columns[] = {&trees.parents, &trees.depths, &trees.ends, &trees.ends};
-  const int64_t row = numbers.below(trees.total());
-  (*one_of(numbers, columns))[row] = one_of(numbers, kValues);
-  if (once_in(numbers, 6)) trees.cu_nodes[numbers.below(trees.batch() + 1)] = one_of(numbers, kValues);
-  if (once_in(numbers, 6) && trees.max_depth > 0) --trees.max_depth;
-}
-
-// Maps between the target's ids and the columns of a draft's vocabulary, with some that do not agree.
-void add_maps(Numbers& numbers, int64_t vocab, Case* c) {
-  Ids targets, columns(static_cast<size_t>(vocab), -1);
-  for (int64_t id = 0; id < vocab; ++id) {
-    if (id == 0 || !once_in(numbers, 3)) targets.push_back(id);
-  }
-  if (once_in(numbers, 2)) {
-    for (size_t i = targets.size() - 1; i > 0; --i) std::swap(targets[i], targets[numbers.below(i + 1)]);
-  }
-  for (size_t i = 0; i < targets.size(); ++i) columns[targets[i]] = static_cast<int64_t>(i);
-  constexpr int64_t kOdd[] = {-1, -9, INT32_MAX};
-  if (once_in(numbers, 2)) targets[numbers.below(static_cast<int64_t>(targets.size()))] = one_of(numbers, kOdd);
-  if (once_in(numbers, 2)) columns[numbers.below(vocab)] = one_of(numbers, kOdd);
-  if (once_in(numbers, 2)) targets.push_back(vocab + numbers.below(9));
-  c->draft_to_target = random_indices(numbers, targets);
-  c->target_to_draft = random_indices(numbers, columns);
-}
-
-// Drafts of the best ids of the row of their parent, the target's or the drafter's: walks go on, and drafts are
-// rejected that had a good part of their law.
-void choose_tokens(Numbers& numbers, const LogitRows& logits, const Indices& given_rows, Case* c) {
-  Trees& t = c->trees;
-  for (int64_t b = 0; b < t.batch(); ++b) {
-    const Nodes nodes = open_slowly(t, b);
-    std::vector<Ids> best(static_cast<size_t>(nodes.count));
-    for (int64_t i = 1; i < nodes.count; ++i) {
-      const int64_t parent = t.parents[nodes.first + i], owner = nodes.first + parent;
-      const int64_t row = given_rows ? given_rows[owner] : owner;
-      if (once_in(numbers, 3) || row < 0 || row >= logits.rows()) continue;
-      if (best[parent].empty()) {
-        bool nan = false;
-        best[parent] = ranking(logits.clean(row, &nan));
-      }
-      const int64_t there = static_cast<int64_t>(best[parent].size());
-      if (there > 0) t.tokens[nodes.first + i] = best[parent][numbers.below(std::min<int64_t>(there, 3))];
-    }
-  }
-}
-
-Case random_case(Numbers& numbers, Rule rule, int64_t vocab, int64_t batch, bool wide_tokens) {
-  constexpr Logprobs kModes[] = {Logprobs::none, Logprobs::processed, Logprobs::raw};
-  constexpr Growth kGrowths[] = {Growth::chain, Growth::tree, Growth::bush};
-  constexpr int64_t kOddRows[] = {-1, -2, 1 << 20, INT32_MIN};
-  Case c;
-  c.rule = rule;
-  const Growth growth = one_of(numbers, kGrowths);
-  for (int64_t b = 0; b < batch; ++b) add_tree(numbers, vocab, growth, c.trees);
-  if (once_in(numbers, 4)) damage(numbers, c.trees);
-  const int64_t total = c.trees.total(), spare = numbers.below(2);
-  c.logits = random_rows(numbers, total + spare, vocab);
-  if (once_in(numbers, 3)) {
-    Ids rows;
-    for (int64_t i = 0; i < total; ++i) {
-      rows.push_back(once_in(numbers, 12) ? one_of(numbers, kOddRows) : numbers.below(total + spare));
-    }
-    c.rows = random_indices(numbers, rows);
-  }
-  choose_tokens(numbers, c.logits, c.rows, &c);
-  const int64_t token_stride = 1 + numbers.below(2);
-  c.trees.given_tokens = Indices(c.trees.tokens, wide_tokens, token_stride);
-  c.sampling = random_settings(numbers, batch, vocab, !once_in(numbers, 3));
-  if (once_in(numbers, 3) && total > 0) c.masks = random_masks(numbers, total, vocab);
-  Ids contexts, limits;
-  for (int64_t b = 0; b < batch; ++b) {
-    contexts.push_back(numbers.below(3000));
-    limits.push_back(numbers.below(8) - 1);
-    c.active.push_back(!once_in(numbers, 5));
-  }
-  c.context_lens = random_indices(numbers, contexts);
-  if (once_in(numbers, 4)) c.max_tokens = random_indices(numbers, limits);
-  c.some = once_in(numbers, 4);
-  c.logprobs = one_of(numbers, kModes);
-  c.replacement = once_in(numbers, 2);
-  if (rule != Rule::rejection || once_in(numbers, 4)) return c;
-  c.sampled_drafts = true;
-  c.draft_sampling = random_settings(numbers, batch, vocab, !once_in(numbers, 2));
-  if (once_in(numbers, 3)) add_maps(numbers, vocab, &c);
-  c.draft_logits = random_rows(numbers, total + spare, c.draft_to_target ? c.draft_to_target.size() : vocab);
-  if (!c.draft_to_target && once_in(numbers, 2)) {
-    // A drafter that resembles its target: both residuals and acceptance are then of some size.
-    const float distance = once_in(numbers, 2) ? 0.5f : 4.0f;
-    for (int64_t r = 0; r < total; ++r) {
-      for (int64_t i = 0; i < vocab; ++i) {
-        c.draft_logits.set(r, i, static_cast<float>(c.logits.get(r, i)) + distance * numbers.symmetric());
-      }
-    }
-  }
-  if (once_in(numbers, 2)) {
-    Ids rows;
-    for (int64_t i = 0; i < total; ++i) {
-      rows.push_back(once_in(numbers, 8) ? one_of(numbers, kOddRows) : numbers.below(total + spare));
-    }
-    c.draft_rows = random_indices(numbers, rows);
-  }
-  if (!c.draft_to_target && !once_in(numbers, 3)) {
-    choose_tokens(numbers, c.draft_logits, c.draft_rows, &c);
-    c.trees.given_tokens = Indices(c.trees.tokens, wide_tokens, token_stride);
-  }
-  if (c.masks.given && once_in(numbers, 2)) c.draft_mask_rows = mask_rows(numbers, total, c.masks.rows);
-  return c;
-}
 
 void run_case(Numbers& numbers, Rule rule, int64_t vocab, int64_t batch, Tally* tally, Seen* seen) {
   const bool wide = once_in(numbers, 2);
@@ -287,7 +130,8 @@ void test_random(Rule rule, const char* name, int rounds, double most, uint64_t 
   std::printf("  %lld drafts accepted, %lld walks with a rejection\n", static_cast<long long>(seen.accepted),
               static_cast<long long>(seen.rejected));
   CHECK(6 * seen.accepted > tally.compared, "%s", name);
-  CHECK(rule != Rule::rejection || 8 * seen.rejected > tally.compared, "%s", name);
+  CHECK(!uses_drafts(rule) || 8 * seen.rejected > tally.compared, "%s", name);
+  CHECK(rule < Rule::threshold || 20 * seen.far_off > tally.compared, "%s", name);
   CHECK((seen.statuses & ~kStatusFallback) == (kStatusNan | kStatusDeadEnd | kStatusMalformed), "%s", name);
 }
 
@@ -323,10 +167,10 @@ void test_cuts(uint64_t seed) {
 
 // ---- Where nothing is left ----
 // Both laws hold one and the same id, and the draft is another one: no drafter draws it, and no residual is left.
-void test_fallback() {
+void test_fallback(Rule rule) {
   for (const int64_t vocab : {20, 5000}) {
     Case c;
-    c.rule = Rule::rejection;
+    c.rule = rule;
     c.trees.cu_nodes = {0, 2};
     c.trees.parents = {-1, 0};
     c.trees.depths = {0, 1};
@@ -356,6 +200,52 @@ void test_fallback() {
     run(p);
     CHECK(tokens[0] == 17 && tokens[1] == -1 && num[0] == 1 && path[0] == 0 && status[0] == kStatusFallback);
   }
+}
+
+// ---- Deep chains and wide roots ----
+// Deeper than any scratch of a fixed size, and as many siblings as one node can draw, most of which come to nothing.
+void test_extremes(Rule rule, const char* name, uint64_t seed) {
+  Numbers numbers(seed + static_cast<uint64_t>(rule) + 99);
+  Tally tally;
+  Seen seen;
+  for (const int64_t vocab : {300, 300, 300, 300, 300, 300, 4500}) {
+    for (const bool deep : {true, false}) {
+      const int32_t count = deep ? 201 : 257;
+      Case c;
+      c.rule = rule;
+      c.trees.cu_nodes = {0, count};
+      c.trees.max_depth = deep ? count - 1 : 1;
+      c.logits = LogitRows(FloatType::float32, count, vocab, vocab, 0);
+      c.draft_logits = c.logits;
+      for (int32_t i = 0; i < count; ++i) {
+        c.trees.parents.push_back(deep ? i - 1 : std::min(i, 1) - 1);
+        c.trees.depths.push_back(deep ? i : std::min(i, 1));
+        c.trees.ends.push_back(deep || i == 0 ? count : i + 1);
+        fill_row(numbers, Shape::flat, i, c.logits);
+        for (int64_t x = 0; x < vocab; ++x) {
+          const float logit = static_cast<float>(c.logits.get(i, x));
+          c.draft_logits.set(i, x, deep ? logit + 0.05f * numbers.symmetric() : -2.0f * logit);
+        }
+      }
+      bool nan = false;
+      for (int32_t i = 0; i < count; ++i) {
+        const Ids best = ranking(c.draft_logits.clean(deep ? std::max(i - 1, 0) : 0, &nan));
+        c.trees.tokens.push_back(best[static_cast<size_t>(deep ? numbers.below(vocab) : std::max(i - 1, 0))]);
+      }
+      c.trees.given_tokens = Indices(c.trees.tokens, true);
+      c.sampled_drafts = true;
+      c.replacement = deep && once_in(numbers, 2);
+      c.context_lens = Indices({5}, true);
+      for (SettingsTable* table : {&c.sampling, &c.draft_sampling}) {
+        table->settings = {Settings{once_in(numbers, 2) ? 1.0f : 0.5f}};
+        table->seeds = {static_cast<int64_t>(numbers.bits())};
+        table->finish();
+      }
+      check_case<int64_t>(c, &tally, &seen);
+    }
+  }
+  std::printf("%s, extremes: %lld drafts accepted\n", name, static_cast<long long>(seen.accepted));
+  tally.check(name, 0.5);
 }
 
 // ---- The steps of docs/randomness.md ----
@@ -416,11 +306,22 @@ int main(int argc, char** argv) {
   const uint64_t seed = argc > 1 ? 100 * std::strtoull(argv[1], nullptr, 10) : 0;
   std::printf("instruction set %s\n", kernels_in_use());
   test_vectors();
-  test_fallback();
+  test_fallback(Rule::rejection);
   test_cuts(seed);
   test_random(Rule::greedy, "greedy", 30, 0.0, seed);
   test_random(Rule::match, "match", 60, 0.01, seed);
   test_random(Rule::rejection, "rejection", 120, 0.03, seed);
+  test_extremes(Rule::rejection, "rejection", seed);
+  test_fallback(Rule::bottom_up);
+  test_fallback(Rule::greedy_plus_one);
+  test_random(Rule::bottom_up, "bottom up", 80, 0.04, seed);
+  test_random(Rule::greedy_plus_one, "greedy plus one", 40, 0.03, seed);
+  test_random(Rule::threshold, "threshold", 32, 0.03, seed);
+  test_random(Rule::typical, "typical", 32, 0.03, seed);
+  test_random(Rule::relaxed, "relaxed", 32, 0.03, seed);
+  test_random(Rule::synthetic, "synthetic", 32, 0.03, seed);
+  test_extremes(Rule::bottom_up, "bottom up", seed);
+  test_extremes(Rule::greedy_plus_one, "greedy plus one", seed);
   std::puts("verify: ok");
   return 0;
 }

@@ -25,6 +25,7 @@
 #include "../cuda/tree/to_links.cuh"
 #include "../cuda/tree/to_packed_mask.cuh"
 #include "../cuda/tree/to_paths.cuh"
+#include "../cuda/verify/expect.cuh"
 #include "../cuda/verify/walk.cuh"
 #include "../emulator/control.h"
 #else
@@ -58,6 +59,10 @@ inline void run(const VerifyParams& p, int way = 0) {
   std::vector<char> workspace(static_cast<size_t>(cuda::VerifyWorkspace::bytes(p.call.tree.batch, p.call.tree.total)),
                               -1);
   emulate(way, [&] { return cuda::launch_verify(p, workspace.data(), nullptr); });
+}
+inline void run(const ExpectParams& p, int way = 0) {
+  std::vector<char> workspace(static_cast<size_t>(cuda::expect_bytes(p.verify.call.tree.total)), -1);
+  emulate(way, [&] { return cuda::launch_expect(p, workspace.data(), nullptr); });
 }
 inline void run(const SampleParams& p, int way = 0) {
   emulate(way, [&] { return cuda::launch_sample(p, nullptr); });
@@ -138,6 +143,7 @@ inline const char* kernels_in_use() { return cpu::isa_name(cpu::current_isa()); 
     (way == 2 ? &cpu::baseline::name : &name##_dispatched)(p); \
   }
 SPECDEC_TEST_RUN(VerifyParams, verify)
+SPECDEC_TEST_RUN(ExpectParams, verify_expect)
 SPECDEC_TEST_RUN(SampleParams, sample_tokens)
 SPECDEC_TEST_RUN(DraftParams, draft_tokens)
 SPECDEC_TEST_RUN(NgramParams, ngram_lookup)

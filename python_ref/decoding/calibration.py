@@ -8,6 +8,9 @@ number of drafts, in turns, and the number is taken for which
 
 is the largest. The tokens per step of a text are exact (the machine has no say in them), and of the seconds the least of
 the turns counts: what disturbs a machine only adds. What is far behind after the first turn is not tried again.
+
+Only decoding is timed, but every generation reads its prompts anew: where they are long that is most of what the choice
+costs, see :func:`generations`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Decoder:
     """Generates text with a model, and with a drafter if there is one; serves requests as they come.
 
     ``generate`` takes a list of requests. To serve, ``submit`` requests at any time, also within callbacks, and call
-    ``step`` as long as it says that there is work.
+    ``step`` as long as it says that there is work. Callbacks may also call ``abort``.
 
     The token at absolute position ``p`` of a request is drawn with the counters of position ``p`` and the request's
     seed, by ``ops.sample.sample`` or ``ops.verify.match`` alike: with a row-invariant linear layer
@@ -59,6 +59,7 @@ class Decoder:
         prefill_chunk: int = 32,
         logprobs: str | None = None,
         trace: Recorder | None = None,
+        expects: bool = False,
     ) -> None:
         """Make a decoder.
 
@@ -67,8 +68,8 @@ class Decoder:
             ops: the package of the ops, ``python_ref.ops`` or ``specdec_kernels``.
             drafter: guesses; None: plain decoding.
             rule: how drafts are verified. ``"match"``: text identical to plain decoding; ``"greedy"``: the argmax,
-                for temperature 0; ``"rejection"``: by the ratio of the laws, which accepts the most of sampled
-                drafts, and keeps the law but not the text.
+                for temperature 0; ``"rejection"`` (rule ``"token"`` of ``verify.rejection``), ``"block"``, ``"traversal"``
+                and ``"greedy_plus_one"``: by the ratio of the laws, which keeps the law but not the text.
             num_draft: most drafts in a row, per request and step; how wide a tree is, its drafter knows. 0: plain decoding,
                 the drafter is not asked. May be changed between generations.
             max_batch: most requests decoded together; others wait.
@@ -76,6 +77,8 @@ class Decoder:
             prefill_chunk: prompt tokens per pass.
             logprobs: ``"processed"`` (of the law that is sampled) or ``"raw"`` (of the model's own) for every token.
             trace: is told every step; None: nobody.
+            expects: whether the statistics also get what each step had to expect in closed form, under the rules that look
+                at ratios (``verify.expect``).
 
         Raises:
             ValueError: if an argument is out of range.
@@ -94,7 +97,7 @@ class Decoder:
         self._asked = rule  # what it takes must not depend on whether somebody guesses
         self.rule = rule if drafter is not None else "match"  # of a chain without drafts: plain decoding
         self.num_draft, self.max_batch, self.prefill_chunk = num_draft, max_batch, prefill_chunk
-        self.logprobs, self.trace = logprobs, trace
+        self.logprobs, self.trace, self.expects = logprobs, trace, expects
         self.max_positions = model.config.max_positions
         weight = model.model.embed_tokens.weight
         self.device = weight.device
@@ -166,15 +169,11 @@ class Decoder:
         return not self.idle
 
     def abort(self) -> None:
-        """End all requests with the reason ``"cancelled"``; every page is free then.
-
-        Raises:
-            RuntimeError: if it is called by a callback.
-        """
-        self._refuse_within("abort")
+        """End all requests with the reason ``"cancelled"``; every page is free then. Callbacks may do so: what the step had
+        for the others is dropped."""
         with torch.inference_mode():  # as the steps that made the caches
             self._end_all("cancelled")
-            if self.guesser is not None:
+            if self.guesser is not None and not self._inside:  # which the step does by itself
                 self.guesser.observe(self.batch, [0] * self.batch.size)
 
     def reset_statistics(self) -> None:
@@ -278,10 +277,11 @@ class Decoder:
         else:
             step = speculative.step(self, clock)
         self.statistics.steps += 1
-        self.statistics.request_steps += len(live)
         committed = [0] * self.batch.size
         for row in live:
-            committed[row] = self._commit(row, step)
+            if self.batch.requests[row] is not None:  # else the callback of another one has aborted
+                self.statistics.request_steps += 1
+                committed[row] = self._commit(row, step)
         clock.lap()
         if self.guesser is not None:
             self.guesser.observe(self.batch, committed)

@@ -77,7 +77,7 @@ class OverlappedDecoder:
 
     ``generate`` is that of the plain decoder. To serve, ``submit`` requests at any time and call ``step`` as long as it
     says that there is work. All methods belong to one thread; callbacks (``Request.on_tokens``) run on it, and may
-    submit and cancel.
+    submit, cancel and abort.
 
     Attributes:
         statistics: since they were last reset; :meth:`generate` does that if nothing else is being served.
@@ -267,7 +267,8 @@ class OverlappedDecoder:
             raise
 
     def abort(self) -> None:
-        """Cancel all requests, and wait for the device; every page is free then."""
+        """Cancel all requests, and wait for the device; every page is free then. Callbacks may do so: what the step had for
+        the others is dropped."""
         self._end_all("cancelled")
 
     def reset_statistics(self) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .decoder import Decoder
     from .statistics import Statistics, Stopwatch
 
-RULES = ("match", "greedy", "rejection")
+RULES = ("match", "greedy", "rejection", "block", "traversal", "greedy_plus_one")
 
 
 class _Drafts(NamedTuple):
@@ -185,21 +185,19 @@ def _verify(
     if decoder.rule == "match":
         return verify.match(tree, made.logits, batch.sampling, context_lens, **options)
     draft_logits = draft_sampling = draft_rows = None
+    drawn_again = True  # one draft per node: drawn with or without replacement is the same
     if proposal is not None and proposal.logits is not None:
         draft_logits, draft_sampling = proposal.logits, proposal.sampling
-        draft_rows = _draft_rows(batch, proposal, tree.max_nodes)
+        draft_rows = _draft_rows(batch, proposal, tree.max_nodes) if proposal.tree is None else proposal.rows
+        drawn_again = proposal.tree is None or proposal.replacement
         options |= {"draft_to_target": proposal.draft_to_target, "target_to_draft": proposal.target_to_draft}
-    return verify.rejection(
-        tree,
-        made.logits,
-        draft_logits,
-        batch.sampling,
-        draft_sampling,
-        context_lens,
-        replacement=True,  # one draft per node: drawn with or without is the same
-        draft_rows=draft_rows,
-        **options,
-    )
+    laws = (tree, made.logits, draft_logits, batch.sampling, draft_sampling)
+    options |= {"replacement": drawn_again, "draft_rows": draft_rows}
+    if decoder.expects:
+        asked = {name: value for name, value in options.items() if name != "logprobs"}
+        decoder.statistics.count_expected(verify.expect(*laws, **asked), batch.active)
+    rule = "token" if decoder.rule == "rejection" else decoder.rule
+    return verify.rejection(*laws, context_lens, rule=rule, **options)
 
 
 def _draft_rows(batch: Batch, proposal: Proposal, width: int) -> Tensor:

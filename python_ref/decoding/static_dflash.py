@@ -65,6 +65,7 @@ class StaticDFlash:
         """One pass over the blocks of all lanes."""
         model, size, space = self.model, self.model.block_size, self.model.max_positions
         fits = lanes.active & self._known[lanes.rows] & (lanes.contexts + size <= space)
+        # Not by `draft.block`: it goes from what a step has emitted to the block behind it, and of a first step there is none.
         ids = torch.full((len(lanes.rows), size), model.config.mask_token_id, device=lanes.roots.device)
         ids[:, 0] = lanes.roots.clamp(min=0)
         tree = self.ops.tree.from_chains(ids, fits.int() * size)

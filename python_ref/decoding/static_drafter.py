@@ -1,16 +1,12 @@
-"""What a drafter is whose work has one shape, and never waits for the host; the drafter that copies from the text."""
+"""What a drafter is whose work has one shape, and never waits for the host."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from .step_state import Lanes, StepState
-
-if TYPE_CHECKING:
-    from ..drafters.ngram import NgramDrafter
 
 
 class Drafts(NamedTuple):
@@ -97,61 +93,14 @@ class StaticDrafter(Protocol):
         ...
 
 
-class StaticNgram:
-    """Copies from the text."""
-
-    features: tuple[int, ...] = ()
-    extent = 0
-
-    def __init__(self, drafter: NgramDrafter, num_draft: int) -> None:
-        """As ``drafter`` does, up to ``num_draft`` tokens."""
-        self.ops, self.min_n, self.max_n = drafter.ops, drafter.min_n, drafter.max_n
-        self.depth, self.width = num_draft, num_draft + 1
-
-    def attach(self, state: StepState, *, greedy: bool, compact: bool) -> None:
-        """Remember where the texts are."""
-        self._state = state
-
-    def join(self, row: int) -> None:
-        """The text is all there is to know."""
-
-    def prime(self, row: int, start: int, tokens: Tensor, features: Tensor | None) -> None:
-        """See above."""
-
-    def draft(self, lanes: Lanes) -> Drafts:
-        """Look up the longest suffix of each text in what stands before it."""
-        state = self._state
-        asked = torch.zeros_like(state.lengths, dtype=torch.bool)
-        asked[lanes.rows] = lanes.limits > 0
-        tokens, counts = self.ops.draft.ngram_lookup(
-            state.history, state.lengths, self.min_n, self.max_n, self.depth, active=asked
-        )
-        return Drafts(tokens[lanes.rows], counts[lanes.rows])
-
-    def absorb(self, lanes: Lanes, features: Tensor | None, result: Any) -> None:
-        """See above."""
-
-
 def static_of(drafter: Any, num_draft: int) -> StaticDrafter | None:
-    """The static form of a drafter: of those of :mod:`python_ref.drafters`; what the method ``static(num_draft)`` of
-    another one makes; or the drafter itself, if it has that form already.
+    """The static form of a drafter: what its method ``static(num_draft)`` makes, or itself if it has that form already.
 
     Raises:
         ValueError: for one that has no such form.
     """
-    # The drafters use this package: it is not there yet when this module is loaded.
-    from ..drafters import Eagle3Drafter, IndependentDrafter, NgramDrafter
-    from .static_eagle3 import StaticEagle3, StaticEagle3Tree
-    from .static_independent import StaticIndependent
-
     if drafter is None or num_draft == 0:
         return None
-    if isinstance(drafter, NgramDrafter):
-        return StaticNgram(drafter, num_draft)
-    if isinstance(drafter, IndependentDrafter):
-        return StaticIndependent(drafter, num_draft)
-    if isinstance(drafter, Eagle3Drafter):
-        return (StaticEagle3 if drafter.beams == 1 else StaticEagle3Tree)(drafter, num_draft)
     if hasattr(drafter, "static"):
         return drafter.static(num_draft)  # type: ignore[no-any-return]
     if all(hasattr(drafter, name) for name in ("width", "depth", "extent", "features", "attach", "draft", "absorb")):

@@ -24,6 +24,7 @@ class Statistics:
         drafted: per draft position, request steps that proposed a draft there (one after the limits of the request
             had their say), whether or not verification came as far.
         accepted: per draft position, drafts that were emitted.
+        expected: per rule, what the request steps had to expect in tokens, summed (``verify.expect``); empty if nobody asked.
         prefill_seconds: prompts, in the target and in the drafter.
         draft_seconds: the drafter's part of the steps.
         target_seconds: the target's part: the model, up to the logits.
@@ -38,6 +39,7 @@ class Statistics:
     request_steps: int = 0
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    expected: dict[str, float] = field(default_factory=dict)
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0
     target_seconds: float = 0.0
@@ -79,6 +81,17 @@ class Statistics:
             self.drafted[i] += 1
         for i in range(accepted):
             self.accepted[i] += 1
+
+    def count_expected(self, means: Any, active: list[bool]) -> None:
+        """Add what the active requests of one step had to expect."""
+        for rule in means._fields:
+            values = getattr(means, rule).double().tolist()
+            total = sum(value for value, here in zip(values, active, strict=True) if here)
+            self.expected[rule] = self.expected.get(rule, 0.0) + total
+
+    def expected_tokens_per_step(self, rule: str) -> float:
+        """The closed-form counterpart of ``mean_tokens_per_step`` under ``token``, ``traversal`` or ``greedy_plus_one``."""
+        return self.expected.get(rule, 0.0) / self.request_steps if self.request_steps else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and the derived figures, ready for JSON."""

@@ -30,9 +30,10 @@ from ..decoding.attention import PagedAttention, Rows
 from ..decoding.batch import Batch
 from ..decoding.cache import PagedCache, check_page_size
 from .eagle3_tree import MOST_NODES, Grower, most_levels
-from .protocol import Proposal
+from .protocol import RATIO_RULES, Proposal
 
 if TYPE_CHECKING:
+    from ..decoding.static_eagle3 import StaticEagle3
     from ..models.eagle3 import Eagle3
 
 # Wider trees have not levels enough: see `most_levels`.
@@ -141,6 +142,12 @@ class Eagle3Drafter:
         self._follow(batch)
         self._keep({row: features[row, :count] for row, count in enumerate(num_tokens.tolist()) if count})
 
+    def static(self, num_draft: int) -> StaticEagle3:
+        """The same for a loop that never waits: :mod:`python_ref.decoding.overlapped`."""
+        from ..decoding.static_eagle3 import StaticEagle3, StaticEagle3Tree  # which need this package
+
+        return (StaticEagle3Tree if self.is_tree else StaticEagle3)(self, num_draft)
+
     def _follow(self, batch: Batch) -> PagedCache:
         """The cache, with the rows of requests that have left given back."""
         if self.cache is None or self.cache.rows < batch.size:
@@ -244,7 +251,7 @@ class Eagle3Drafter:
                 draft_to_target=self._to_target,
             )
             tokens[where, i] = drafts[:, 0]
-            if rule == "rejection":
+            if rule in RATIO_RULES:
                 laws.append(logits)
                 rows[where, i] = torch.arange(drawn, drawn + len(live), device=device)
                 drawn += len(live)

@@ -12,7 +12,8 @@ from ..decoding.attention import PagedAttention, Rows
 from ..decoding.batch import Batch
 from ..decoding.cache import PagedCache, check_page_size
 from ..decoding.prefill import prefill
-from .protocol import Proposal
+from ..decoding.static_independent import StaticIndependent
+from .protocol import RATIO_RULES, Proposal
 
 if TYPE_CHECKING:
     from ..models import Transformer
@@ -94,7 +95,7 @@ class IndependentDrafter:
                 coupled=rule == "match",
             )
             tokens[where, i] = drafts[:, 0]
-            if rule == "rejection":
+            if rule in RATIO_RULES:
                 laws.append(logits)
                 rows[where, i] = torch.arange(drawn, drawn + len(live), device=batch.device)
                 drawn += len(live)
@@ -110,6 +111,10 @@ class IndependentDrafter:
             self._known[row] = min(self._known[row], len(text) - 1)
             if self._known[row] == 0:
                 self._read(cache, batch, row, len(text) - 1)
+
+    def static(self, num_draft: int) -> StaticIndependent:
+        """The same for a loop that never waits: :mod:`python_ref.decoding.overlapped`."""
+        return StaticIndependent(self, num_draft)
 
     def _follow(self, batch: Batch) -> PagedCache:
         """The cache, with the rows of requests that have left given back."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..decoding.batch import Batch
+from ..decoding.static_ngram import StaticNgram
 from .protocol import Proposal
 
 
@@ -45,3 +46,7 @@ class NgramDrafter:
 
     def observe(self, batch: Batch, committed: Sequence[int]) -> None:
         """The text is all there is to know."""
+
+    def static(self, num_draft: int) -> StaticNgram:
+        """The same for a loop that never waits: :mod:`python_ref.decoding.overlapped`."""
+        return StaticNgram(self, num_draft)

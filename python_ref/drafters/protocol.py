@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ..decoding.batch import Batch
 
+#: Rules that accept drawn drafts by the ratio of the laws: they need the law that a draft was drawn from.
+RATIO_RULES = ("rejection", "block", "traversal", "greedy_plus_one")
+
 
 class Proposal(NamedTuple):
     """The drafts of one step behind the root of each request: a chain of tokens, or a tree.
@@ -17,15 +20,17 @@ class Proposal(NamedTuple):
         tokens: ``[B, K]`` int64, draft ``i`` of request row ``b`` is a guess for position ``n + i`` of a text of
             ``n`` tokens. A token outside the vocabulary (-1) is a hole: it and what follows is never accepted.
         counts: drafts of each row, 0 to ``K``; what is in ``tokens`` beyond them is not looked at.
-        logits: ``[R, V]`` the logits that the drafts were drawn from, for the rule ``rejection``; None: the drafts
+        logits: ``[R, V]`` the logits that the drafts were drawn from, for :data:`RATIO_RULES`; None: the drafts
             are deterministic (a pure function of the text), which every rule takes.
         rows: ``[B, K]`` int64, the row of ``logits`` that each draft was drawn from, -1 = that draft is
             deterministic; given with ``logits``.
         sampling: settings ``[B]`` (``ops.Sampling``) that the drafts were drawn with; given with ``logits``.
         draft_to_target: ``[V_draft]``, target id of each column of ``logits``, if these are of another vocabulary.
         target_to_draft: ``[V]``, its inverse, -1 = none; given together.
-        tree: a ``TokenTree`` of deterministic drafts for all rows of the batch, roots included (``ops.tree``); an
-            idle row has no live nodes. It stands in place of all of the above.
+        tree: a ``TokenTree`` for all rows of the batch, roots included (``ops.tree``); an idle row has no live nodes.
+            It stands in place of ``tokens`` and ``counts``; with ``logits``, ``rows [T]`` are those that the children of
+            each node were drawn from.
+        replacement: whether the siblings of a tree were drawn with replacement.
     """
 
     tokens: Tensor | None = None
@@ -36,6 +41,7 @@ class Proposal(NamedTuple):
     draft_to_target: Tensor | None = None
     target_to_draft: Tensor | None = None
     tree: Any = None
+    replacement: bool = False
 
 
 class Drafter(Protocol):
@@ -45,13 +51,16 @@ class Drafter(Protocol):
     grown; and ``observe`` once more whenever requests have joined or the run has ended. A drafter may keep whatever
     it likes per row; it tells from ``batch.serials`` that a row has another request than before, or none (-1).
 
-    Under the rules ``match`` and ``greedy`` the text does not depend on the drafter at all. Under ``rejection`` the
+    Under the rules ``match`` and ``greedy`` the text does not depend on the drafter at all. Under :data:`RATIO_RULES` the
     law of the text does not, if drafts that were drawn are given with the law they were drawn from, and with noise
     that nothing else uses: ``ops.sample.draft`` with ``coupled=False`` and the position, depth and node of each
     draft.
 
     Two attributes are heeded by :func:`python_ref.decoding.calibrate`, if they are there: ``most_drafts``, the most drafts in
     a row that it has; and ``is_tree`` with ``nodes``, which may be set between generations: nodes of its trees.
+
+    A method ``static(num_draft)`` makes its form for :class:`python_ref.decoding.OverlappedDecoder`, if it has one: a
+    :class:`~python_ref.decoding.static_drafter.StaticDrafter`.
 
     A drafter that reads the target's hidden states names the layers in an attribute ``features`` (a tuple of ids; the
     output of layer ``i``, counted from 0, has the id ``i``) and has two more methods, see
@@ -64,7 +73,7 @@ class Drafter(Protocol):
         Args:
             batch: the requests; row ``b`` has text ``batch.texts[b]``, whose last token is the root.
             limits: per row the most drafts of any use, 0 for idle rows. More are cut off.
-            rule: ``"match"``, ``"greedy"`` or ``"rejection"``: what will judge the drafts.
+            rule: ``"match"``, ``"greedy"`` or one of :data:`RATIO_RULES`: what will judge the drafts.
 
         Returns:
             The drafts, in the rows of the batch. Fewer than the limit, or none, are welcome.

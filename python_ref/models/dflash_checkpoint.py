@@ -26,7 +26,10 @@ _MASK_FILE = "mask_embedding.pt"
 def is_dflash(directory: str | Path) -> bool:
     """Whether a folder holds a DFlash drafter, as far as its ``config.json`` tells."""
     path = Path(directory) / "config.json"
-    return path.is_file() and "dflash_config" in read_json(path)
+    if not path.is_file():
+        return False
+    raw = read_json(path)
+    return "dflash_config" in raw or "DFlash" in str(raw.get("architectures"))
 
 
 def load_dflash(directory: str | Path, target: Transformer, *, dtype: torch.dtype | None = None) -> DFlash:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -115,3 +116,24 @@ def choice(op: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         wanted = ", ".join(map(repr, choices))
         raise ValueError(f"{op}: {name} must be one of {wanted}, got {value!r}")
+
+
+def number(op: str, name: str, value: Any, low: float, high: float = math.inf, above: bool = False) -> None:
+    """Check a finite host number against its bounds; ``above``: the lower one is not allowed."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
+    if not low <= value <= high or (above and value == low) or value == math.inf:
+        raise ValueError(f"{op}: {name} must be {between(low, high, above)}, got {value}")
+
+
+def between(low: float, high: float, above: bool) -> str:
+    """Bounds in words."""
+    if high == math.inf:
+        return f"{'above' if above else 'at least'} {low:g}"
+    return f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
+
+
+def at_least(op: str, name: str, value: Any, count: int) -> None:
+    """Check that a vector has enough elements."""
+    if value.shape[0] < count:
+        raise ValueError(f"{op}: {name} must have at least {count} elements, got {value.shape[0]}")

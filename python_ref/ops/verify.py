@@ -1,21 +1,23 @@
-"""Verification of draft trees straight from logits: rules that keep the target's law exactly."""
+"""Verification of draft trees straight from logits: rules that keep the target's law exactly, and lossy ones."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..types import MALFORMED, NAN, RESIDUAL_FALLBACK, VerifyResult
-from . import checks, law, race
-from .law import GREEDY, Row, Settings
-from .mass import Mass
-from .philox import COIN, RESIDUAL, Place
+from ..types import VerifyResult
+from . import checks, law
+from . import drafts as draft_laws
+from .drafts import Drafts
+from .expectation import expect
+from .law import GREEDY, Row
+from .lossy import relaxed, synthetic, threshold, typical
+from .rejection import RULES, Rejection, follow_argmax
 from .sample import draw_target
-from .walk import Options, Walk, check, walk_all
+from .walk import Options, Walk, check, top_down, walk_all
 
-RULES = ("token",)
+__all__ = ["RULES", "expect", "greedy", "match", "rejection", "relaxed", "synthetic", "threshold", "typical"]
 
 
 def greedy(
@@ -58,10 +60,7 @@ def greedy(
     options = Options(rows, allowed, allowed_rows, active, max_tokens, logprobs, out, margin)
     batch, _ = check("verify.greedy", tree, logits, options)
 
-    def decide(walk: Walk, node: int, row: Row) -> tuple[int, int | None]:
-        return walk.follow(node, law.best(row.logits))
-
-    return walk_all(tree, logits, [GREEDY] * batch, decide, options)
+    return walk_all(tree, logits, [GREEDY] * batch, top_down(follow_argmax), options)
 
 
 def match(
@@ -119,7 +118,7 @@ def match(
         token = draw_target(row.logits, walk.settings, position, walk.margin)
         return walk.follow(node, token)
 
-    return walk_all(tree, logits, law.all_settings(sampling), decide, options)
+    return walk_all(tree, logits, law.all_settings(sampling), top_down(decide), options)
 
 
 def rejection(
@@ -148,7 +147,7 @@ def rejection(
     """Accept or reject sampled drafts by the ratio of the target's law to theirs. Lossless.
 
     At a node, ``P`` is the law still to be emitted and ``Q`` the law of the next child, at first
-    the processed laws ``p`` and ``q``. For each child ``c`` in draw order::
+    the processed laws ``p`` and ``q``. Rule ``"token"``: for each child ``c`` in draw order::
 
         with probability min(1, P(c) / Q(c)):  emit c and go on at c
         P = max(P - Q, 0) / sum(max(P - Q, 0))
@@ -158,6 +157,20 @@ def rejection(
     and if no child is left: emit a token drawn from ``P`` and stop. ``P(c) = 0`` never accepts; a
     duplicate child is a child. Where no residual is left (not with drafts drawn from ``q``), the
     token is drawn from ``p`` and status 4 is set.
+
+    Rules ``"block"`` and ``"traversal"``, which are one: a node is visited with a budget ``a``
+    (the root with 1), and hands ``min(1, a P(c) / Q(c))`` down to child ``c``, which is visited
+    with it. If nothing below accepts, then ``a P = max(a P - Q, 0) / (S + 1 - a)`` and
+    ``a = S / (S + 1 - a)`` with ``S = sum(max(a P - Q, 0))``, and the next child is tried; if none
+    is left, the node is accepted with probability ``a``, and the token after it is drawn from
+    ``P``. So the path ends at the first node, in post-order, whose coin is below its ``a``. Nodes
+    with budget 0 are not visited, nor are any after the end of the path (status speaks of what was
+    read before); ``max_tokens`` cuts what was decided.
+
+    Rule ``"greedy_plus_one"``: the last child was drawn from ``q`` without the others, which were
+    chosen (``sample.draft(top=num - 1)``). It is accepted with probability
+    ``min(1, P(c) / Q(c))``; else a token is drawn from the residual, and followed if it is one of
+    the others. Where the last child is absent, all are chosen.
 
     Args:
         tree: draft trees, siblings in draw order.
@@ -169,8 +182,8 @@ def rejection(
         draft_sampling: settings of the drafts, as given to ``sample.draft``; at temperature 0 the
             drafts are deterministic. Its seed is not used. None only without ``draft_logits``.
         context_lens: ``[B]`` int32 or int64, committed tokens.
-        rule: ``"token"``, children decided top-down.
-        replacement: whether siblings were drawn with replacement.
+        rule: ``"token"``, ``"block"``, ``"traversal"`` or ``"greedy_plus_one"``.
+        replacement: whether siblings were drawn with replacement; ``"greedy_plus_one"`` does not ask.
         rows: as in :func:`greedy`.
         draft_rows: ``[T]`` int32 or int64, row of ``draft_logits`` that the children of each node
             were drawn from, -1 = they are deterministic; None: row ``i``. One out of range: the
@@ -197,7 +210,9 @@ def rejection(
     Deterministic. Reads values on the host: not for CUDA graphs.
     Source: Leviathan et al. 2023, arXiv 2211.17192, algorithm 1 (chains); Chen et al. 2024
     (Sequoia), arXiv 2402.12374, algorithm 2 (siblings without replacement); Miao et al. 2024
-    (SpecInfer), arXiv 2305.09781, algorithm 2 (independent siblings).
+    (SpecInfer), arXiv 2305.09781, algorithm 2 (independent siblings); Sun et al. 2024, arXiv
+    2403.10444, algorithm 2 (block); Weng et al. 2025, arXiv 2505.12398, algorithm 2 (traversal);
+    Hu et al. 2025, arXiv 2502.18779, section 5 (greedy plus one).
     """
     op = "verify.rejection"
     options = Options(rows, allowed, allowed_rows, active, max_tokens, logprobs, out, margin)
@@ -208,135 +223,7 @@ def rejection(
     drafts = None
     if draft_logits is not None:
         maps = (draft_rows, draft_to_target, target_to_draft, draft_allowed_rows)
-        _check_drafts(op, logits, draft_logits, draft_sampling, maps, allowed, batch, count)
-        drafts = _Drafts(draft_logits, draft_sampling, allowed, *maps)
-    contexts = context_lens.tolist()
-
-    def decide(walk: Walk, node: int, row: Row) -> tuple[int, int | None]:
-        s, nodes = walk.settings, walk.nodes
-        if s.greedy:
-            return walk.follow(node, law.best(row.logits))
-        p = target = law.weights(row.logits, s).normalised()
-        if not bool(target.w.any()):
-            return -1, None
-        children = walk.children(node)
-        deterministic = drafts is None or not drafts.sampled(walk, node)
-        q = Mass(torch.empty(0), torch.empty(0))
-        if children and drafts is not None and not deterministic:
-            found = drafts.law(walk, node)
-            q, children = (found, children) if found is not None else (q, [])
-        position = contexts[walk.request] + nodes.depths[node] + 1
-        for child in children:
-            token = nodes.tokens[child]
-            if deterministic:
-                q = _one_hot(token, p)
-            place = Place(s.seed, position, COIN, nodes.depths[node], child)
-            if race.coin(p, q, token, place, walk.margin):
-                return token, child
-            walk.margin.of_remainder(p.minus(q))
-            p = _residual(p, q)
-            if not bool(p.w.any()):
-                walk.status |= RESIDUAL_FALLBACK
-                walk.margin(0.0)
-                p = target
-                break
-            if not replacement and not deterministic:
-                q = _without(q, token)
-        place = Place(s.seed, position, RESIDUAL, nodes.depths[node], node)
-        return race.two_level(p, place, walk.margin), None
-
-    return walk_all(tree, logits, law.all_settings(sampling), decide, options)
-
-
-def _one_hot(token: int, like: Mass) -> Mass:
-    """The law of a deterministic draft."""
-    w = torch.zeros_like(like.w)
-    w[token] = 1.0
-    return Mass(w, torch.zeros_like(w))
-
-
-def _residual(p: Mass, q: Mass) -> Mass:
-    """The law to be emitted once a draft from ``q`` is rejected: ``max(p - q, 0)``, normalised."""
-    return p.minus(q).normalised()
-
-
-def _without(q: Mass, token: int) -> Mass:
-    """The law of the next draw without replacement; all zero if nothing is left."""
-    return q.without([token]).normalised()
-
-
-class _Drafts:
-    """The laws that the children of each node were drawn from."""
-
-    def __init__(
-        self,
-        logits: Tensor,
-        sampling: Any,
-        allowed: Tensor | None,
-        rows: Tensor | None,
-        draft_to_target: Tensor | None,
-        target_to_draft: Tensor | None,
-        allowed_rows: Tensor | None,
-    ) -> None:
-        self.logits, self.rows = logits, rows
-        self.allowed, self.allowed_rows = allowed, allowed_rows
-        self.settings: list[Settings] = law.all_settings(sampling)
-        self.column: Tensor | None = None
-        if draft_to_target is not None and target_to_draft is not None:
-            column = target_to_draft.detach().cpu().long()
-            inside = (column >= 0) & (column < logits.shape[1])
-            self.column = torch.where(inside, column, 0)
-            back = draft_to_target.detach().cpu().long()[self.column]
-            self.exists = inside & (back == torch.arange(column.numel()))
-
-    def sampled(self, walk: Walk, node: int) -> bool:
-        """Whether the children of a node were drawn at random."""
-        if self.settings[walk.request].greedy:
-            return False
-        return self.rows is None or int(self.rows[walk.nodes.first + node]) != -1
-
-    def law(self, walk: Walk, node: int) -> Mass | None:
-        """The processed law of the children over target ids; None if its row is out of range."""
-        owner = walk.nodes.first + node
-        index = owner if self.rows is None else int(self.rows[owner])
-        if not 0 <= index < self.logits.shape[0]:
-            walk.status |= MALFORMED
-            return None
-        row = law.read_row(self.logits[index])
-        walk.status |= NAN * row.has_nan
-        values = row.logits
-        if self.column is not None:
-            values = values[self.column].masked_fill(~self.exists, -torch.inf)
-        if self.allowed_rows is not None:
-            mask = law.allowed_mask(self.allowed, self.allowed_rows, owner, values.numel())
-            values = values if mask is None else values.masked_fill(~mask, -torch.inf)
-        return law.weights(values, self.settings[walk.request]).normalised()
-
-
-def _check_drafts(
-    op: str,
-    logits: Tensor,
-    draft_logits: Tensor,
-    draft_sampling: Any,
-    maps: tuple[Tensor | None, ...],
-    allowed: Tensor | None,
-    batch: int,
-    count: int,
-) -> None:
-    rows, to_target, to_draft, allowed_rows = maps
-    vocab = columns = int(logits.shape[1])
-    if (to_target is None) != (to_draft is None):
-        missing = "draft_to_target" if to_target is None else "target_to_draft"
-        raise ValueError(f"{op}: {missing} must be given together with its inverse, got None")
-    if to_target is not None:
-        checks.tensor(op, "draft_to_target", to_target, ("V_draft",))
-        checks.tensor(op, "target_to_draft", to_draft, (vocab,))
-        columns = int(to_target.shape[0])
-    checks.logits(op, "draft_logits", draft_logits, columns)
-    if draft_sampling is None:
-        raise ValueError(f"{op}: draft_sampling must be given with draft_logits, got None")
-    checks.sampling(op, "draft_sampling", draft_sampling, batch, needs_seed=False)
-    checks.rows(op, "draft_rows", rows, "draft_logits", draft_logits.shape[0], count)
-    if allowed_rows is not None and allowed is None:
-        raise ValueError(f"{op}: allowed must be given with draft_allowed_rows, got None")
-    checks.optional(op, "draft_allowed_rows", allowed_rows, count)
+        draft_laws.check(op, logits, draft_logits, draft_sampling, maps, allowed, batch, count)
+        drafts = Drafts(draft_logits, draft_sampling, allowed, *maps)
+    decisions = Rejection(context_lens.tolist(), drafts, replacement)
+    return walk_all(tree, logits, law.all_settings(sampling), decisions.rule(rule), options)

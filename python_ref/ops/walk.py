@@ -1,7 +1,7 @@
-"""The walk down a tree that all top-down rules share.
+"""One request on its way through its tree: what the rules share.
 
-At a node a rule decides one token. Either it is the token of a child, which is then visited, or it
-is the last token of the request, and the walk ends.
+A top-down rule decides one token at a node. Either it is the token of a child, which is then
+visited, or it is the last token of the request, and the walk ends.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Options(NamedTuple):
     logprobs: str | None
     out: Any
     margin: Tensor | None
+    divergence: Tensor | None = None
 
 
 class Walk:
@@ -41,6 +42,7 @@ class Walk:
         nodes: its tree.
         status: status bits so far.
         margin: of the decisions so far.
+        divergence: of a lossy rule, how far off the law of the token is that is emitted next.
     """
 
     def __init__(self, tree: Any, logits: Tensor, request: int, s: Settings, options: Options):
@@ -51,6 +53,8 @@ class Walk:
         self.tokens: list[int] = []
         self.path: list[int] = []
         self.scores: list[tuple[float, float]] = []
+        self.divergence = 0.0
+        self.divergences: list[float] = []
         self._logits, self._options = logits, options
 
     def row(self, node: int) -> Row:
@@ -77,22 +81,43 @@ class Walk:
                 return token, child
         return token, None
 
-    def run(self, decide: Decide, limit: int) -> None:
-        """Visit nodes from the root on, up to ``limit`` of them."""
-        node: int | None = 0 if self.nodes.count else None
-        while node is not None and len(self.tokens) < limit:
-            row = self.row(node)
-            token, child = decide(self, node, row)
-            self.status |= DEAD_END * (token < 0)
-            self.tokens.append(token)
-            self.path.append(node)
-            if self._options.logprobs is not None:
-                self.scores.append(law.log_law(row, self.settings, self._options.logprobs, token))
-            node = child
+    def last_child(self, node: int) -> int:
+        """The last child of a node, present or not; the node itself if it has none."""
+        last, child = node, node + 1
+        while child < self.nodes.ends[node]:
+            last, child = child, self.nodes.ends[child]
+        return last
 
+    def emit(self, node: int, row: Row, token: int) -> None:
+        """Emit the token decided at a node; -1: there is none."""
+        self.status |= DEAD_END * (token < 0)
+        self.tokens.append(token)
+        self.path.append(node)
+        self.divergences.append(self.divergence)
+        self.divergence = 0.0
+        if self._options.logprobs is not None:
+            self.scores.append(law.log_law(row, self.settings, self._options.logprobs, token))
+
+
+#: ``rule(walk, limit)`` emits at most ``limit`` tokens.
+Rule = Callable[[Walk, int], None]
 
 #: ``decide(walk, node, row) -> (token, child that is visited next, or None)``; token -1: dead end.
 Decide = Callable[[Walk, int, Row], tuple[int, "int | None"]]
+
+
+def top_down(decide: Decide) -> Rule:
+    """The rule that visits nodes from the root on, while each decision is that of a child."""
+
+    def run(walk: Walk, limit: int) -> None:
+        node: int | None = 0 if walk.nodes.count else None
+        while node is not None and len(walk.tokens) < limit:
+            row = walk.row(node)
+            token, child = decide(walk, node, row)
+            walk.emit(node, row, token)
+            node = child
+
+    return run
 
 
 def check(op: str, tree: Any, logits: Tensor, options: Options) -> tuple[int, int]:
@@ -104,10 +129,12 @@ def check(op: str, tree: Any, logits: Tensor, options: Options) -> tuple[int, in
     checks.optional(op, "active", options.active, batch, (torch.bool,))
     checks.optional(op, "max_tokens", options.max_tokens, batch)
     checks.choice(op, "logprobs", options.logprobs, checks.LOGPROBS)
+    if options.divergence is not None:
+        checks.tensor(op, "divergence", options.divergence, (batch, tree.max_depth + 1), (torch.float32,))
     return batch, count
 
 
-def walk_all(tree: Any, logits: Tensor, settings: list[Settings], decide: Decide, options: Options) -> VerifyResult:
+def walk_all(tree: Any, logits: Tensor, settings: list[Settings], rule: Rule, options: Options) -> VerifyResult:
     """Walk every request that is active, and collect what they emit."""
     batch, width = len(settings), tree.max_depth + 1
     tokens = torch.full((batch, width), -1, dtype=tree.tokens.dtype)
@@ -116,12 +143,14 @@ def walk_all(tree: Any, logits: Tensor, settings: list[Settings], decide: Decide
     logprobs, lse = torch.zeros((2, batch, width), dtype=torch.float64)  # overflow becomes inf
     if options.margin is not None:
         options.margin.fill_(torch.inf)
+    if options.divergence is not None:
+        options.divergence.zero_()
     for b, s in enumerate(settings):
         if options.active is not None and not options.active[b]:
             continue
         walk = Walk(tree, logits, b, s, options)
         limit = width if options.max_tokens is None else int(options.max_tokens[b])
-        walk.run(decide, limit)
+        rule(walk, limit)
         n = len(walk.tokens)
         tokens[b, :n] = torch.tensor(walk.tokens, dtype=tokens.dtype)
         path[b, :n] = torch.tensor(walk.path, dtype=torch.int32)
@@ -130,6 +159,8 @@ def walk_all(tree: Any, logits: Tensor, settings: list[Settings], decide: Decide
             logprobs[b, i], lse[b, i] = logprob, row_lse
         if options.margin is not None:
             options.margin[b] = walk.margin.value
+        if options.divergence is not None:
+            options.divergence[b, :n] = torch.tensor(walk.divergences, dtype=torch.float32)
     scored = options.logprobs is not None
     made = [tokens, num, path, status] + [logprobs.float(), lse.float()] * scored
     if options.out is None:

@@ -12,6 +12,7 @@ Source: Chen, Liang and Liu 2026, DFlash, arXiv 2602.06036, section 3 and append
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ..models.dflash import DFlash, DFlashConfig
 from ..models.dflash_checkpoint import save_dflash
 from ..models.rotary import rotate
 from ..models.transformer import Transformer, causal
+from ..ops.tree import best_first
 from .data import Encoded
 from .recipes import DFlashRecipe
 
@@ -158,21 +160,55 @@ def loss_of(drafter: DFlash, windows: Tensor, anchors: Tensor, teacher: Transfor
     return (weights.flatten() * entropy).sum() / weights.sum()
 
 
+def _drafted(
+    drafter: DFlash, teacher: Transformer, text: Tensor, begin: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Root tokens ``[n]``, logits ``[n, block size - 1, V]`` and the tokens that follow, ``[n, block size - 1]``.
+
+    ``text [M]`` int64; the roots are those behind which a whole block has text: ``begin`` to ``M - block size``, some at
+    a time.
+    """
+    size, device = drafter.block_size, teacher.model.embed_tokens.weight.device
+    text = text.to(device)
+    _, features = teacher(text[:-1], torch.arange(len(text) - 1, device=device), causal(1), features=drafter.features)
+    for roots in torch.arange(begin, len(text) - size + 1, device=device).split(128):
+        states = blocks(drafter, features[None], text[None], roots[None])[0, :, 1:]
+        logits = drafter.logits(states.flatten(0, 1)).view(len(roots), size - 1, -1)
+        yield text[roots], logits, text[roots.unsqueeze(1) + torch.arange(1, size, device=device)]
+
+
 @torch.no_grad()
 def agreement(drafter: DFlash, teacher: Transformer, text: Tensor, begin: int) -> Tensor:
     """``[N, block size - 1]`` bool: of every root from ``begin`` on, which drafts are the text that follows it.
 
     ``text [M]`` int64; the ``N`` roots are those behind which a whole block has text: ``begin`` to ``M - block size``.
     """
-    size, device = drafter.block_size, teacher.model.embed_tokens.weight.device
-    text = text.to(device)
-    _, features = teacher(text[:-1], torch.arange(len(text) - 1, device=device), causal(1), features=drafter.features)
+    drafted = _drafted(drafter, teacher, text, begin)
+    return torch.cat([logits.argmax(-1) == labels for _, logits, labels in drafted])
+
+
+@torch.no_grad()
+def tree_agreement(drafter: DFlash, teacher: Transformer, text: Tensor, begin: int, nodes: int, ranks: int) -> Tensor:
+    """As :func:`agreement`, of the best-first trees over the same laws: which of the tokens that follow a root are a path.
+
+    Trees have ``nodes`` nodes with their root, and ``ranks`` tokens for a position behind the same node.
+    """
     found = []
-    for roots in torch.arange(begin, len(text) - size + 1, device=device).split(128):
-        states = blocks(drafter, features[None], text[None], roots[None])[0, :, 1:]
-        drafts = drafter.logits(states.flatten(0, 1)).argmax(-1).view(len(roots), size - 1)
-        labels = roots.unsqueeze(1) + torch.arange(1, size, device=device)
-        found.append(drafts == text[labels])
+    for roots, logits, labels in _drafted(drafter, teacher, text, begin):
+        scores, ids = logits.float().log_softmax(-1).topk(ranks, dim=-1)
+        tree = best_first(roots.cpu(), scores.cpu(), ids.cpu(), nodes)
+        flags = torch.zeros(labels.shape, dtype=torch.bool)
+        columns = (tree.tokens, tree.parents, tree.depths)
+        for row, wanted in enumerate(labels.tolist()):
+            first = int(tree.cu_nodes[row])
+            last = first + int(tree.ends[first])
+            right = {0}
+            places = zip(*(column[first:last].tolist() for column in columns), strict=True)
+            for node, (token, parent, depth) in enumerate(places):
+                if parent in right and token == wanted[depth - 1]:
+                    right.add(node)
+                    flags[row, depth - 1] = True
+        found.append(flags)
     return torch.cat(found)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..models.dflash import DFlash
 from ..models.eagle3 import Eagle3
 from ..models.transformer import Transformer, causal
-from .dflash import agreement
+from .dflash import agreement, tree_agreement
 from .eagle3 import unrolled
 from .generate import continuations
 
@@ -145,12 +145,30 @@ def chain_acceptance(
 
 @torch.no_grad()
 def block_acceptance(
-    target: Transformer, drafter: DFlash, prompts: Tensor, *, temperature: float, new: int = 128, seed: int = 0
+    target: Transformer,
+    drafter: DFlash,
+    prompts: Tensor,
+    *,
+    temperature: float,
+    nodes: int = 0,
+    ranks: int = 8,
+    new: int = 128,
+    seed: int = 0,
 ) -> tuple[float, list[float]]:
-    """What whole blocks of a DFlash drafter, as chains of its best tokens, are worth.
+    """What whole blocks of a DFlash drafter are worth, as chains of its best tokens or as best-first trees over its laws.
 
     A draft is accepted where it is the token that the target wrote at ``temperature``, and all drafts before it are: the
     rule ``match``, which keeps the law at every temperature.
+
+    Args:
+        target: float32 decoder.
+        drafter: float32 drafter of that target.
+        prompts: int64 ``[B, P]``.
+        temperature: of the target.
+        nodes: nodes of a tree, its root included; 0: chains.
+        ranks: tokens that a tree has for one position behind the same node.
+        new: tokens to generate for each prompt.
+        seed: of the text.
 
     Returns:
         As :func:`chain_acceptance`.
@@ -159,7 +177,8 @@ def block_acceptance(
     begin, drafts = prompts.shape[1] - 1, drafter.block_size - 1
     steps: list[tuple[int, int]] = []
     for row in text:
-        steps += _steps(agreement(drafter, target, row, begin).tolist())
+        where = (drafter, target, row, begin)
+        steps += _steps((tree_agreement(*where, nodes, ranks) if nodes else agreement(*where)).tolist())
     count = max(len(steps), 1)
     shares = [sum(accepted > place for _, accepted in steps) / count for place in range(drafts)]
     return sum(tokens for tokens, _ in steps) / count, shares

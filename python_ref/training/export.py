@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..models import load_model, load_tokenizer
 from ..models.dflash_checkpoint import load_dflash
 from ..models.eagle3_checkpoint import load_eagle3
-from . import corpus
+from . import clock, corpus
 from .data import Encoded
 from .evaluate import bits_per_byte, block_acceptance, chain_acceptance, tokens_per_step
 from .recipes import CONTEXT, RECIPES, DFlashRecipe, Eagle3Recipe, Recipe
@@ -26,6 +26,7 @@ from .train import exported_step, is_finished
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _TEMPLATES = Path(__file__).resolve().parent / "cards"
 _DRAFTS = 4
+_NODES = 16
 # Models that read the hidden states of their target.
 _HEADS = (Eagle3Recipe, DFlashRecipe)
 
@@ -53,7 +54,8 @@ def prompt_batch(tokenizer: Tokenizer, prompts: list[dict[str, Any]]) -> Tensor:
 def evaluate(recipe: Recipe, data: Encoded, assets: Path, device: str) -> dict[str, Any]:
     """Scores of a shipped model: bits per byte of the held-out files and of the prompts; tokens per step of a drafter.
 
-    Of a drafter that reads the target, which is no model of text, the tokens per step and the acceptance of each draft.
+    Of a drafter that reads the target, which is no model of text, the tokens per step and the acceptance of each draft;
+    of one that drafts blocks also the tokens per step with trees.
     Weights are those of the 16-bit file, arithmetic is float32.
     """
     prompts = json.loads((assets / "prompts.json").read_text(encoding="utf-8"))
@@ -71,6 +73,8 @@ def evaluate(recipe: Recipe, data: Encoded, assets: Path, device: str) -> dict[s
             shares: list[float] | None = None
             if isinstance(recipe, DFlashRecipe):
                 score, shares = block_acceptance(target, model, batch, **options)
+                tree, _ = block_acceptance(target, model, batch, nodes=_NODES, **options)
+                scores[f"tree_tokens_per_step_{label}"] = tree
             elif isinstance(recipe, Eagle3Recipe):
                 score, shares = chain_acceptance(target, model, batch, drafts=_DRAFTS, **options)
             else:
@@ -95,6 +99,8 @@ def export(recipe: Recipe, folder: Path, assets: Path, data: Encoded, device: st
     shutil.copy(Path(sysconfig.get_paths()["stdlib"]) / "LICENSE.txt", assets / "LICENSE-PSF.txt")
     scores = evaluate(recipe, data, assets, device)
     facts = _facts(recipe, folder, data, _load(recipe, assets, "cpu"), train, held_out)
+    if isinstance(recipe, DFlashRecipe):
+        facts["time"] = clock.section(clock.RESULTS, recipe.block_size, _NODES)
     shown = {name: ", ".join(map(str, score)) if isinstance(score, list) else score for name, score in scores.items()}
     card = (_TEMPLATES / f"{recipe.name}.md").read_text(encoding="utf-8")
     card = card.format_map(facts | shown)
@@ -131,6 +137,7 @@ def _facts(
         "steps": recipe.steps,
         "context": CONTEXT,
         "drafts": _DRAFTS,
+        "nodes": _NODES,
         "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}",
         "python": platform.python_version(),
         "fingerprint": corpus.fingerprint(train + held_out),

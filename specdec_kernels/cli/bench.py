@@ -6,23 +6,24 @@ import importlib.util
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from .errors import UserError
+from .options import CsvOption
 from .output import JsonOption, check_file, check_json, progress, working, write_json
 
 if TYPE_CHECKING:
-    from bench.rows import Row
+    from bench.rows import MachineColumns, Row
 
 ALL = "all"
 
 # What the help says of the suite. The suite itself is imported when it is to run: its name is a common one, and another
 # package of that name must not be run, nor stop the other commands.
-FAMILIES = ("verify", "attention", "kv", "tree", "linear", "overhead")
+FAMILIES = ("verify", "rules", "attention", "kv", "tree", "linear", "overhead")
 DEVICES = ("cpu", "cuda")
 REPEATS, QUICK_REPEATS = 30, 9
 
@@ -35,7 +36,7 @@ def bench(
         bool, typer.Option("--quick", help="Only what the goals are set for, few samples, no torch.compile.")
     ] = False,
     device: Annotated[
-        str, typer.Option(metavar="|".join(DEVICES), help="Where; on cuda all families but linear.")
+        str, typer.Option(metavar="|".join(DEVICES), help="Where; on cuda all families but rules and linear.")
     ] = "cpu",
     repeats: Annotated[
         int | None,
@@ -45,9 +46,7 @@ def bench(
         ),
     ] = None,
     json_file: JsonOption = None,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write all rows to FILE as CSV.")
-    ] = None,
+    csv_file: CsvOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -62,7 +61,6 @@ def bench(
     """
     check_package()
     from bench import gpu, machine, report, suite
-    from bench.rows import as_dicts
 
     if device not in DEVICES:
         raise UserError(f"--device must be one of {', '.join(DEVICES)}, got {device!r}")
@@ -72,8 +70,7 @@ def bench(
         raise UserError(f"the family must be one of {', '.join((*known, ALL))}{where}, got {family!r}")
     if repeats is not None and repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {repeats}")
-    check_json(json_file)
-    check_file("--csv", csv_file)
+    check_results(json_file, csv_file)
     _check_folder(out)
     if device == "cuda" and (reason := gpu.missing()) is not None:
         raise UserError(f"--device cuda must have a CUDA device, got none: {reason}")
@@ -94,9 +91,7 @@ def bench(
         rows += found
     for line in report.conclusions(rows, backends, device):
         console.print(Text(line))
-    if csv_file is not None:
-        write_rows("--csv", rows, csv_file)
-    write_json(json_file, as_dicts(rows))
+    write_results(rows, json_file, csv_file)
     return 1 if suite.wrong(rows, setting) else 0
 
 
@@ -123,7 +118,36 @@ def _check_folder(path: Path | None) -> None:
         raise UserError(f"--out must name a folder, got the file {path}")
 
 
-def write_rows(option: str, rows: Sequence[Any], path: Path) -> None:
+def print_report(console: Console, parts: Sequence[RenderableType], conclusions: Sequence[str]) -> None:
+    """The tables of a benchmark, and what is to be said under them."""
+    console.print()
+    for part in parts:
+        console.print(part)
+    console.print()
+    for line in conclusions:
+        console.print(Text(line))
+
+
+def check_results(json_file: Path | None, csv_file: Path | None) -> None:
+    """:func:`check_file` of ``--json`` and ``--csv``."""
+    check_json(json_file)
+    check_file("--csv", csv_file)
+
+
+def write_results(rows: Sequence[MachineColumns], json_file: Path | None, csv_file: Path | None) -> None:
+    """Write the rows of a benchmark to the files of ``--json`` and ``--csv``, if they are asked for.
+
+    Raises:
+        UserError: if one cannot be written.
+    """
+    from bench.rows import as_dicts
+
+    if csv_file is not None:
+        write_rows("--csv", rows, csv_file)
+    write_json(json_file, as_dicts(rows))
+
+
+def write_rows(option: str, rows: Sequence[MachineColumns], path: Path) -> None:
     """Write the rows of a benchmark as CSV to the file of an option.
 
     Raises:

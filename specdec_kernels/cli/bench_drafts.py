@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,9 +14,10 @@ import specdec_kernels as ops
 from python_ref.decoding import Decoder, Request
 
 from . import demo, engine
-from .bench import check_package, write_rows
+from .bench import check_package, check_results, write_results
 from .errors import UserError, user_errors
-from .output import JsonOption, check_file, check_json, progress, write_json
+from .options import CsvOption, DeviceOption, DtypeOption
+from .output import JsonOption, progress
 from .values import at_least, several
 
 if TYPE_CHECKING:
@@ -39,14 +39,10 @@ def bench_drafts(
     max_batch: Annotated[int, typer.Option(metavar="N", help="Texts decoded together.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each text of the search.")] = 96,
     repeats: Annotated[int, typer.Option(metavar="N", help="Generations of each setting, in turns.")] = 5,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the models run.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(metavar="|".join(engine.DTYPES), help="Of the models; int8: the weights only, on the CPU.")
-    ] = "float32",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     json_file: JsonOption = None,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write all rows to FILE as CSV.")
-    ] = None,
+    csv_file: CsvOption = None,
 ) -> None:
     """Choose the number of drafts as --num-draft auto does, and measure every other number beside it.
 
@@ -54,10 +50,8 @@ def bench_drafts(
     """
     check_package()
     from bench import drafts, machine
-    from bench.rows import as_dicts
 
-    check_json(json_file)
-    check_file("--csv", csv_file)
+    check_results(json_file, csv_file)
     engine.check_choice("--dtype", dtype, engine.DTYPES)
     engine.check_max_batch(max_batch)
     at_least("--max-new-tokens", max_new_tokens, 1)
@@ -65,6 +59,8 @@ def bench_drafts(
     names = several(drafter, "dflash,ddtree", str)
     if "none" in names:
         raise UserError(f"--drafter must be one of {', '.join(_NAMES)}, got 'none'")
+    for name in names:
+        engine.find_drafter(name)
     where = engine.find_device(device)
     with user_errors():
         settings = Request([0], max_new_tokens, temperature, stop_tokens=())
@@ -81,9 +77,7 @@ def bench_drafts(
             rows += found
     for name in names:
         _print(console, [row for row in rows if row.drafter == name])
-    if csv_file is not None:
-        write_rows("--csv", rows, csv_file)
-    write_json(json_file, as_dicts(rows))
+    write_results(rows, json_file, csv_file)
 
 
 def _contest(name: str, target: engine.Loaded, dtype: str, max_batch: int, requests: Sequence[Request]) -> Contest:

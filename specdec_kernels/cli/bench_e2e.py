@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
 from rich.console import Console
-from rich.text import Text
 
 import specdec_kernels as ops
 from python_ref.decoding import Request
 from python_ref.drafters.dflash import MOST_NODES
 
 from . import engine
-from .bench import check_package, write_rows
+from .bench import check_package, check_results, print_report, write_results
 from .errors import UserError, user_errors
-from .output import JsonOption, check_file, check_json, progress, working, write_json
+from .options import BackendOption, CsvOption, DeviceOption
+from .output import JsonOption, progress, working
 from .values import at_least, floats, integers, several
 
 if TYPE_CHECKING:
@@ -58,20 +57,15 @@ def bench_e2e(
     ] = None,
     nodes: Annotated[int, typer.Option(metavar="N", help="Nodes of a tree of ddtree, its root included.")] = 16,
     dtype: Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Of the weights.")] = "bfloat16",
-    device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the models run.")] = "cpu",
-    backend: Annotated[
-        str | None,
-        typer.Option(metavar="|".join(ops.BACKENDS), help="Who computes the ops; none: the best there is."),
-    ] = None,
+    device: DeviceOption = "cpu",
+    backend: BackendOption = None,
     batch: Annotated[int, typer.Option(metavar="N", help="Texts decoded together.")] = 1,
     context: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 128,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each text in a run.")] = 64,
     temperature: Annotated[float, typer.Option(help="Of the target; 0: always the best token.")] = 0.0,
     repeats: Annotated[int, typer.Option(metavar="N", help="Runs of each kind, in turns.")] = 5,
     json_file: JsonOption = None,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write all rows to FILE as CSV.")
-    ] = None,
+    csv_file: CsvOption = None,
 ) -> int:
     """Decode on the shape of a published model, without and with a drafter: predicted and measured speed-up.
 
@@ -80,10 +74,8 @@ def bench_e2e(
     """
     check_package()
     from bench import e2e, e2e_report, machine
-    from bench.rows import as_dicts
 
-    check_json(json_file)
-    check_file("--csv", csv_file)
+    check_results(json_file, csv_file)
     engine.check_choice("--shape", shape, SHAPES)
     engine.check_choice("--dtype", dtype, DTYPES)
     names = [engine.check_choice("--drafter", name, DRAFTERS) for name in several(drafter, DRAFTERS[0], str)]
@@ -118,15 +110,8 @@ def bench_e2e(
         console.print(_introduction(work, where), soft_wrap=True)
         with progress("measuring, in turns", len(cases) * repeats) as told:
             rows += made.rows(told)
-    console.print()
-    for part in e2e_report.tables(rows):
-        console.print(part)
-    console.print()
-    for line in e2e_report.conclusions(rows, where.type):
-        console.print(Text(line))
-    if csv_file is not None:
-        write_rows("--csv", rows, csv_file)
-    write_json(json_file, as_dicts(rows))
+    print_report(console, e2e_report.tables(rows), e2e_report.conclusions(rows, where.type))
+    write_results(rows, json_file, csv_file)
     return 0 if all(row.identical for row in rows) else 1
 
 

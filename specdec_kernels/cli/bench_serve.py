@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import torch
 import typer
 from rich.console import Console
-from rich.text import Text
 
 import specdec_kernels as ops
 from python_ref.decoding import Request
 
 from . import demo, engine
-from .bench import check_package, write_rows
+from .bench import check_package, check_results, print_report, write_results
 from .engine import Loaded
 from .errors import UserError, user_errors
 from .generate import used_ops
-from .output import JsonOption, check_file, check_json, progress, working, write_json
+from .options import BackendOption, CsvOption, DeviceOption, DtypeOption
+from .output import JsonOption, check_file, progress, working
 from .values import at_least, integers, several
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ def _default(name: str) -> str:
     return f"default {full}" + (f", quick {quick}" if quick != full else "")
 
 
+# Sampled trees have no form for the overlapped loop.
+_DRAFTERS = tuple(name for name in engine.DRAFTERS if name != "independent-tree")
+
+
 def bench_serve(
     model: Annotated[
         str, typer.Option(metavar="DIR|NAME", help="Folder in Hugging Face layout, or a shipped model.")
@@ -54,7 +58,7 @@ def bench_serve(
     drafter: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="|".join(engine.DRAFTERS),
+            metavar="|".join(_DRAFTERS),
             help="Who guesses, as for specdec generate; several with commas or by repeating the option; "
             f"{_default('drafters')}.",
         ),
@@ -84,18 +88,11 @@ def bench_serve(
         int | None, typer.Option(metavar="N", help=f"Runs of each loop, in turns; {_default('repeats')}.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One batch size, fewer and shorter texts.")] = False,
-    backend: Annotated[
-        str | None,
-        typer.Option(metavar="|".join(ops.BACKENDS), help="Who computes the ops; none: the best there is."),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the models run.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(metavar="|".join(engine.DTYPES), help="Of the models; int8: the weights only, on the CPU.")
-    ] = "float32",
+    backend: BackendOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     json_file: JsonOption = None,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write all rows to FILE as CSV.")
-    ] = None,
+    csv_file: CsvOption = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the rows: a .png, .svg or .pdf; needs matplotlib.")
     ] = None,
@@ -107,13 +104,15 @@ def bench_serve(
     """
     check_package()
     from bench import machine, serve, serve_report
-    from bench.rows import as_dicts
 
     size = _QUICK if quick else _FULL
-    check_json(json_file)
-    check_file("--csv", csv_file)
+    check_results(json_file, csv_file)
     _check_plot(plot)
     drafters = several(drafter, size.drafters, str)
+    for name in drafters:
+        kind, _ = engine.find_drafter(name)
+        if kind not in _DRAFTERS:
+            raise UserError(f"--drafter must have a form for the overlapped loop, got {name!r}")
     batches = several(max_batch, size.batches, integers("--max-batch", 1, engine.MAX_BATCH))
     rates = several(rate, size.rates, _rate)
     count = at_least("--requests", size.requests if requests is None else requests, 1)
@@ -145,15 +144,8 @@ def bench_serve(
         with user_errors(), progress("measuring, in runs", setting.runs) as told:
             for found in serve.measure(setting, told):
                 rows += found
-    console.print()
-    for part in serve_report.tables(rows):
-        console.print(part)
-    console.print()
-    for line in serve_report.conclusions(rows, where.type):
-        console.print(Text(line))
-    if csv_file is not None:
-        write_rows("--csv", rows, csv_file)
-    write_json(json_file, as_dicts(rows))
+    print_report(console, serve_report.tables(rows), serve_report.conclusions(rows, where.type))
+    write_results(rows, json_file, csv_file)
     if plot is not None:
         _draw(rows, plot)
     return 1 if any(row.wrong for row in rows) else 0

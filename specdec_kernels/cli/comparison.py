@@ -8,6 +8,7 @@ from typing import Any
 
 from python_ref.decoding import Candidate, Decoder, Output, Request, Statistics
 from python_ref.decoding.calibration import apply, nodes_of
+from python_ref.drafters import RATIO_RULES
 
 #: Name of plain decoding in the place of a drafter.
 PLAIN = "none"
@@ -34,7 +35,7 @@ class Method:
     @property
     def promises_text(self) -> bool:
         """Whether the text must be that of plain decoding, and not only have its law."""
-        return self.rule != "rejection" or self.temperature == 0
+        return self.rule not in RATIO_RULES or self.temperature == 0
 
     def __str__(self) -> str:
         """Such as ``ngram at temperature 0``."""

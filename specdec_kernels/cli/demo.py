@@ -17,10 +17,11 @@ import specdec_kernels as ops
 from python_ref.decoding import Decoder
 from python_ref.decoding.calibration import NEW_TOKENS
 
-from . import engine, values
+from . import engine, rules, values
 from .comparison import PLAIN, Method, Row, compare, decoders, request, with_nodes
 from .engine import BLOCKS, DRAFT, HEAD, TARGET, Loaded
 from .errors import UserError, check_text, user_errors
+from .options import BackendOption, DeviceOption, DtypeOption
 from .output import JsonOption, check_json, printable, progress, write_json
 from .text import TextStream
 from .values import AUTO
@@ -51,6 +52,7 @@ _OPS = (
     "sample_draft",
     "verify_match",
     "verify_rejection",
+    "verify_expect",
     "draft_ngram_lookup",
     "draft_expand",
     "tree_from_parents",
@@ -98,14 +100,9 @@ def demo(
     max_batch: Annotated[
         int, typer.Option(metavar="N", help="Most prompts decoded together; 1 is where drafts gain most.")
     ] = 4,
-    backend: Annotated[
-        str | None,
-        typer.Option(metavar="|".join(ops.BACKENDS), help="Who computes the ops; none: the best there is."),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the models run.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(metavar="|".join(engine.DTYPES), help="Of the models; int8: the weights only, on the CPU.")
-    ] = "float32",
+    backend: BackendOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     assets: Annotated[
         Path | None,
         typer.Option(
@@ -159,12 +156,23 @@ def demo(
             total = len(methods) * len(prompts) * size.new_tokens
             with progress("measuring, in tokens", total) as report:
                 rows = compare(methods, engines, prompts, size.new_tokens, report)
+            with progress("the rules, in texts", len(rules.ENTRIES) * len(prompts)) as report:
+                shared = (target.model, drafters["independent"].model, ops, prompts)
+                ruled = rules.measure(*shared, size.new_tokens, min(max_batch, len(prompts)), report)
     console.print()
     console.print(_table(rows))
     console.print()
     console.print(f"{min(max_batch, len(prompts))} of {rows[0].prompts} prompts at a time; the prompts are not timed.")
     console.print(meaning(rows))
-    write_json(json_file, [asdict(row) for row in rows])
+    console.print(
+        f"\nSampled drafts at temperature {rules.TEMPERATURE:g} under the rules that keep the target's law:\n"
+    )
+    console.print(rules.table(ruled))
+    console.print(
+        "\nclosed form: what the rule had to expect of these steps, without the luck of its coins; by token, by traversal: "
+        "what those rules would have had to expect of the same drafts. (Texts differ, so rows compare across with luck.)"
+    )
+    write_json(json_file, {"methods": [asdict(row) for row in rows], "rules": [asdict(row) for row in ruled]})
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -14,8 +14,9 @@ import torch
 import python_ref
 import specdec_kernels as ops
 from python_ref.decoding import Decoder, Point, Request, calibration
-from python_ref.drafters import DFlashDrafter, Eagle3Drafter, IndependentDrafter, NgramDrafter
+from python_ref.drafters import DFlashDrafter, Eagle3Drafter, IndependentDrafter, IndependentTreeDrafter, NgramDrafter
 from python_ref.models import load_config, load_eagle3, load_model, load_tokenizer
+from python_ref.models.checkpoint import read_json
 from python_ref.models.dflash_checkpoint import is_dflash, load_dflash
 from python_ref.models.eagle3_checkpoint import is_eagle3
 
@@ -25,8 +26,16 @@ from .output import progress, working
 
 ASSETS = Path(python_ref.__file__).parent / "assets"
 TARGET, DRAFT, HEAD, BLOCKS = "pystdlib-target", "pystdlib-draft", "pystdlib-eagle3", "pystdlib-dflash"
-DRAFTERS = ("none", "ngram", "independent", "eagle3", "eagle3-tree", "dflash", "ddtree")
-_WITH_MODEL = DRAFTERS[2:]
+DRAFTERS = ("none", "ngram", "independent", "independent-tree", "eagle3", "eagle3-tree", "dflash", "ddtree")
+# Of a drafter with a model: the shipped one, and the kind that it must be of.
+_MODELS = {
+    "independent": (DRAFT, "decoder"),
+    "independent-tree": (DRAFT, "decoder"),
+    "eagle3": (HEAD, "eagle3"),
+    "eagle3-tree": (HEAD, "eagle3"),
+    "dflash": (BLOCKS, "dflash"),
+    "ddtree": (BLOCKS, "dflash"),
+}
 # Width and nodes of the trees of `eagle3-tree`; those of `ddtree` have as many nodes.
 _BEAMS, _NODES = 4, 16
 _LIBRARY: Any = ops
@@ -72,26 +81,33 @@ class Loaded:
 
 def shipped_models(kind: str = "decoder") -> list[str]:
     """Names of the models of a kind that came with the package: ``decoder``, ``eagle3`` or ``dflash``."""
-
-    def kind_of(folder: Path) -> str:
-        return "eagle3" if is_eagle3(folder) else "dflash" if is_dflash(folder) else "decoder"
-
     folders = (path.parent for path in ASSETS.glob("*/config.json"))
-    return sorted(folder.name for folder in folders if kind_of(folder) == kind)
+    return sorted(folder.name for folder in folders if _kind_of(folder) == kind)
+
+
+def _kind_of(folder: Path) -> str:
+    return "eagle3" if is_eagle3(folder) else "dflash" if is_dflash(folder) else "decoder"
 
 
 def find_model(option: str, value: str, kind: str = "decoder") -> Path:
-    """The folder of a model that is named by its path, or by its name if it is a shipped one of a kind.
+    """The folder of a model of a kind that is named by its path, or by its name if it is a shipped one.
 
     Raises:
-        UserError: if it is neither.
+        UserError: if it is neither, or of another kind.
     """
-    if Path(value).is_dir():
-        return Path(value)
-    if (ASSETS / value / "config.json").is_file():
-        return ASSETS / value
-    names = ", ".join(shipped_models(kind)) or "none"
-    raise UserError(f"{option} must name a folder with a model, or a shipped model ({names}), got {value!r}")
+    folder = Path(value) if Path(value).is_dir() else ASSETS / value
+    config = folder / "config.json"
+    with user_errors():
+        names = ", ".join(shipped_models(kind)) or "none"
+        if not (Path(value).is_dir() or config.is_file()):
+            raise UserError(f"{option} must name a folder with a model, or a shipped model ({names}), got {value!r}")
+        found = _kind_of(folder) if config.is_file() else kind  # what is missing the loader says
+        # Some exporters give a head of EAGLE-3 the architecture of a decoder: its loader tells them apart.
+        if found == kind or (kind == "eagle3" and "LlamaForCausalLM" in str(read_json(config).get("architectures"))):
+            return folder
+    raise UserError(
+        f"{option} must name a model of the kind {kind} (shipped: {names}), got {value!r} of the kind {found}"
+    )
 
 
 def check_choice(option: str, value: str, known: tuple[str, ...]) -> str:
@@ -197,36 +213,53 @@ def calibrated(decoder: Decoder, requests: Sequence[Request]) -> list[Point]:
     return points
 
 
-def make_drafter(spec: str, target: Loaded, dtype: str) -> Any:
-    """The drafter of a name in :data:`DRAFTERS`, all but the first two also with ``:<model>``; None for plain decoding.
+def find_drafter(spec: str) -> tuple[str, Path | None]:
+    """The kind of a drafter, a name in :data:`DRAFTERS`, and the folder of its model; None where it has no model.
+
+    Commands ask before they load the target: nothing is loaded here.
+
+    Args:
+        spec: the kind, and behind all but the first two also ``:<model>``.
+
+    Raises:
+        UserError: if there is no such drafter, or no such model.
+    """
+    kind, _, model = spec.partition(":")
+    if kind not in DRAFTERS or (model and kind not in _MODELS):
+        known, named = ", ".join(DRAFTERS), " or ".join(f"{name}:<model>" for name in _MODELS)
+        raise UserError(f"--drafter must be one of {known}, or {named}, got {spec!r}")
+    if kind not in _MODELS:
+        return kind, None
+    usual, wanted = _MODELS[kind]
+    return kind, find_model(f"--drafter {kind}", model or usual, wanted)
+
+
+def make_drafter(spec: str, target: Loaded, dtype: str, replacement: bool = False) -> Any:
+    """The drafter of a name as in :func:`find_drafter`; None for plain decoding. ``replacement`` is that of the siblings of
+    ``independent-tree``.
 
     Raises:
         UserError: if there is no such drafter, its model cannot be loaded, or it has another vocabulary.
     """
-    kind, _, model = spec.partition(":")
-    if kind not in DRAFTERS or (model and kind not in _WITH_MODEL):
-        known, named = ", ".join(DRAFTERS), " or ".join(f"{name}:<model>" for name in _WITH_MODEL)
-        raise UserError(f"--drafter must be one of {known}, or {named}, got {spec!r}")
-    if kind == "none":
-        return None
-    if kind == "ngram":
-        return NgramDrafter(_LIBRARY)
+    kind, directory = find_drafter(spec)
+    if directory is None:
+        return None if kind == "none" else NgramDrafter(_LIBRARY)
     if kind.startswith("eagle3"):
-        return _make_eagle3(kind, model or HEAD, target, dtype)
+        return _make_eagle3(kind, directory, target, dtype)
     if kind in ("dflash", "ddtree"):
-        return _make_dflash(kind, model or BLOCKS, target, dtype)
-    directory = find_model("--drafter independent", model or DRAFT)
+        return _make_dflash(kind, directory, target, dtype)
     draft = load(directory, dtype, target.model.model.embed_tokens.weight.device)
     if draft.tokenizer.get_vocab() != target.tokenizer.get_vocab():
         raise UserError(f"--drafter must have the vocabulary of {target.name}, got that of {draft.name}")
     ours, theirs = draft.model.config.vocab_size, target.model.config.vocab_size
     if ours != theirs:
         raise UserError(f"--drafter must have logits for {theirs} tokens as {target.name}, got {ours} of {draft.name}")
+    if kind == "independent-tree":
+        return IndependentTreeDrafter(draft.model, _LIBRARY, replacement=replacement)
     return IndependentDrafter(draft.model, _LIBRARY)
 
 
-def _make_eagle3(kind: str, model: str, target: Loaded, dtype: str) -> Eagle3Drafter:
-    directory = find_model(f"--drafter {kind}", model, "eagle3")
+def _make_eagle3(kind: str, directory: Path, target: Loaded, dtype: str) -> Eagle3Drafter:
     activations, weights = _DTYPES[dtype]
     with user_errors(), working(f"loading {directory.name}"):
         head = load_eagle3(directory, target.model, dtype=activations)
@@ -236,8 +269,7 @@ def _make_eagle3(kind: str, model: str, target: Loaded, dtype: str) -> Eagle3Dra
     return Eagle3Drafter(head, _LIBRARY, **options)
 
 
-def _make_dflash(kind: str, model: str, target: Loaded, dtype: str) -> DFlashDrafter:
-    directory = find_model(f"--drafter {kind}", model, "dflash")
+def _make_dflash(kind: str, directory: Path, target: Loaded, dtype: str) -> DFlashDrafter:
     activations, weights = _DTYPES[dtype]
     with user_errors(), working(f"loading {directory.name}"):
         drafter = load_dflash(directory, target.model, dtype=activations)

@@ -16,17 +16,19 @@ from rich.console import Console
 import specdec_kernels as ops
 from python_ref.decoding import Candidate, Decoder, Output, Point, Request, Statistics
 from python_ref.decoding.trace import Recorder
+from python_ref.drafters import RATIO_RULES
 
 from . import engine, values
 from .batch import Prompt, read_batch
 from .engine import Loaded
 from .errors import UserError, check_text, user_errors, utf8
+from .options import BackendOption
 from .output import JsonOption, check_file, check_json, progress, working, write_json, write_text
 from .text import TextStream
 from .trace_file import write_trace
 from .vocabulary import token_bytes
 
-RULES = ("match", "greedy", "rejection")
+RULES = ("match", "greedy", *RATIO_RULES)
 
 
 def generate(
@@ -36,7 +38,7 @@ def generate(
     drafter: Annotated[
         str,
         typer.Option(
-            metavar="none|ngram|independent|eagle3|eagle3-tree|dflash|ddtree",
+            metavar="none|ngram|independent|independent-tree|eagle3|eagle3-tree|dflash|ddtree",
             help="Who guesses; behind all but the first two also :DIR or :NAME, the model of the drafter.",
         ),
     ] = "none",
@@ -65,20 +67,22 @@ def generate(
         typer.Option(
             metavar="N|auto",
             help="Most drafts in a row; how wide a tree is, its drafter knows. auto: as many, and trees as wide, as are the "
-            "fastest here: measured on the first tokens of the prompts, before anything is written.",
+            "fastest here: measured on the first tokens of the prompts, before anything is written. Each setting reads the "
+            "prompts anew, up to 50 times for chains and 80 for trees: with long prompts and short texts give a number.",
         ),
     ] = "4",
     rule: Annotated[
         str,
         typer.Option(
             metavar="|".join(RULES),
-            help="match: the text of plain decoding; greedy: the same at temperature 0; rejection: its law.",
+            help="match: the text of plain decoding; greedy: the same at temperature 0; the others keep its law: rejection "
+            "judges a draft at a time, block and traversal whole paths, greedy_plus_one chosen children and a drawn one.",
         ),
     ] = "match",
-    backend: Annotated[
-        str | None,
-        typer.Option(metavar="|".join(ops.BACKENDS), help="Who computes the ops; none: the best there is."),
-    ] = None,
+    replacement: Annotated[
+        bool, typer.Option("--replacement", help="Siblings of --drafter independent-tree may repeat each other.")
+    ] = False,
+    backend: BackendOption = None,
     device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the model runs.")] = "cpu",
     dtype: Annotated[
         str, typer.Option(metavar="|".join(engine.DTYPES), help="Of the model; int8: the weights only, on the CPU.")
@@ -97,6 +101,7 @@ def generate(
     engine.check_choice("--rule", rule, RULES)
     engine.check_choice("--dtype", dtype, engine.DTYPES)
     engine.check_max_batch(max_batch)
+    engine.find_drafter(drafter)
     where = engine.find_device(device)
     drafts = values.num_draft(num_draft)
     if drafts is None and drafter == "none":
@@ -111,7 +116,7 @@ def generate(
             decoder = Decoder(
                 target.model,
                 ops=ops,
-                drafter=engine.make_drafter(drafter, target, dtype),
+                drafter=engine.make_drafter(drafter, target, dtype, replacement),
                 rule=rule,
                 num_draft=drafts or 0,
                 max_batch=min(max_batch, len(requests)),
@@ -199,6 +204,7 @@ def used_ops(drafter: str, rule: str, device: str, traced: bool) -> list[str]:
         "none": [],
         "ngram": ["draft_ngram_lookup"],
         "independent": ["sample_draft"],
+        "independent-tree": ["sample_draft", "kv_commit"],
         "eagle3": ["sample_draft", "kv_gather"],
         "eagle3-tree": ["draft_expand", "tree_from_parents", "tree_from_beams", "kv_gather", "kv_commit"],
         "dflash": ["sample_draft", "kv_inject", "kv_gather"],
@@ -207,7 +213,8 @@ def used_ops(drafter: str, rule: str, device: str, traced: bool) -> list[str]:
     if kind == "none":
         used = ["tree_from_chains", "verify_match"] if traced else ["sample_sample"]
     else:
-        used = [*drafts, "tree_from_chains", f"verify_{rule}"]
+        verified = "verify_rejection" if rule in RATIO_RULES else f"verify_{rule}"
+        used = [*drafts, "tree_from_chains", verified]
     used += ["kv_write", "attention_tree_attention"]
     return used + (["linear_skinny"] if device == "cpu" else [])
 

@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from .. import __version__
-from . import bench, bench_drafts, bench_e2e, bench_serve, demo, generate, info, trace
+from . import bench, bench_drafts, bench_e2e, bench_serve, certify, demo, generate, info, trace
 from .errors import UsageError, UserError, sentence, unwritable
 
 
@@ -89,7 +89,7 @@ def _leave_pipe() -> None:
 app = typer.Typer(
     cls=_Commands,
     name="specdec",
-    help="Speculative decoding: generate text with drafters, see what it costs, and measure the kernels.",
+    help="Speculative decoding: generate text with drafters, see what it costs, measure the kernels, and test their laws.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -98,6 +98,7 @@ app.command("info")(info.info)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("trace")(trace.trace)
+app.command("certify")(certify.certify)
 app.command("bench")(bench.bench)
 app.command("bench drafts")(bench_drafts.bench_drafts)
 app.command("bench e2e")(bench_e2e.bench_e2e)

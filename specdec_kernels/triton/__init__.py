@@ -13,6 +13,7 @@ from collections.abc import Callable
 from .attention import attention_merge_states, attention_tree_attention
 from .best_first import tree_best_first
 from .draft import draft_block, draft_expand, draft_ngram_lookup
+from .expect import verify_expect
 from .inject import kv_inject
 from .kv import kv_commit, kv_gather
 from .sample import sample_draft, sample_sample
@@ -21,6 +22,7 @@ from .tree import tree_from_chains
 from .tree_build import tree_from_beams, tree_from_parents
 from .tree_export import tree_to_dense_mask, tree_to_links, tree_to_packed_mask, tree_to_paths
 from .verify import verify_greedy, verify_match, verify_rejection
+from .verify_lossy import verify_relaxed, verify_synthetic, verify_threshold, verify_typical
 
 #: Op -> launcher.
 KERNELS: dict[str, Callable[..., None]] = {
@@ -37,6 +39,11 @@ KERNELS: dict[str, Callable[..., None]] = {
     "verify_greedy": verify_greedy,
     "verify_match": verify_match,
     "verify_rejection": verify_rejection,
+    "verify_expect": verify_expect,
+    "verify_threshold": verify_threshold,
+    "verify_typical": verify_typical,
+    "verify_relaxed": verify_relaxed,
+    "verify_synthetic": verify_synthetic,
     "draft_ngram_lookup": draft_ngram_lookup,
     "draft_expand": draft_expand,
     "draft_block": draft_block,

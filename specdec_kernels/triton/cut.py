@@ -64,7 +64,7 @@ def select(keys, amounts, limit, before):
 
 
 @triton.jit
-def _reach(row, top_keys, key, largest, temperature, nb, TILE: tl.constexpr, NB: tl.constexpr):
+def reach(row, top_keys, key, largest, temperature, nb, TILE: tl.constexpr, NB: tl.constexpr):
     """The mass and the number of the entries whose key is at least ``key``."""
     mass = tl.full([], 0.0, tl.float64)
     count = tl.full([], 0, tl.int64)
@@ -116,7 +116,7 @@ def _select_in_row(
         between = key_of(number.to(tl.float32), tl.full([], 2**31 - 1, tl.int32))
         between = tl.where(step <= _ROUNDS_AS_NUMBERS, between, (low | high) - ((low ^ high) >> 1))
         middle = tl.where(step == 0, low, tl.minimum(tl.maximum(between, low + 1), high))
-        upper_mass, upper_count = _reach(row, top_keys, middle, largest, temperature, nb, TILE, NB)
+        upper_mass, upper_count = reach(row, top_keys, middle, largest, temperature, nb, TILE, NB)
         upper = tl.where(by_mass, upper_mass, upper_count.to(tl.float64))
         if step == 0:
             limit = tl.where(by_mass, top_p.to(tl.float64) * upper_mass, limit)

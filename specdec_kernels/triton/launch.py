@@ -126,6 +126,7 @@ def find_laws(
     tree: tuple[Tensor, ...] | None = None,
     active: Tensor | None = None,
     of_children: bool = False,
+    temperature: float = 0.0,
 ) -> Laws:
     """Launch ``scan_kernel`` over all slots, and ``law_kernel`` if filters are given.
 
@@ -144,6 +145,7 @@ def find_laws(
         tree: ``cu_nodes``, ``tokens``, ``parents``, ``depths``, ``ends``; None: plain rows.
         active: requests at work.
         of_children: whether the rows are those that the children of nodes were drawn from.
+        temperature: where the settings have none.
     """
     cu_nodes, _, parents, _, ends = (None,) * 5 if tree is None else tree
     slots = count if tree is None else count + batch
@@ -169,6 +171,7 @@ def find_laws(
         *(*row, settings.temperature, step(settings.temperature), batch, requests, step(requests)),
         *(parents, step(parents), ends, step(ends), flags(active), step(active), *laws[:4], blocks.number),
         OF_CHILDREN=of_children,
+        TEMPERATURE=temperature,
         TILE=blocks.tile,
         SEARCH=min(SEARCH, power_of_two(batch)),
         num_warps=blocks.warps,

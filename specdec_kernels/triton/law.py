@@ -213,12 +213,13 @@ def scan_kernel(
     temperature, temperature_stride, batch, requests, requests_stride,
     parents, parents_stride, ends, ends_stride, active, active_stride,
     tops, sums, nans, owners, blocks,
-    OF_CHILDREN: tl.constexpr, TILE: tl.constexpr, SEARCH: tl.constexpr,
+    OF_CHILDREN: tl.constexpr, TEMPERATURE: tl.constexpr, TILE: tl.constexpr, SEARCH: tl.constexpr,
 ):  # fmt: skip
     """One block of the row of one slot. Slots that belong to no request that is at work are not read, and marked with
     -1.
 
     ``OF_CHILDREN``: the rows are those that children were drawn from; leaves and deterministic ones are not read.
+    ``TEMPERATURE``: where none is given.
     """
     slot = tl.program_id(0)
     block = tl.program_id(1)
@@ -247,7 +248,7 @@ def scan_kernel(
         live = slot < batch
     if active is not None:
         live = live & (tl.load(active + request.to(tl.int64) * active_stride, mask=live, other=0) != 0)
-    t = tl.full([], 0.0, tl.float32)
+    t = tl.full([], TEMPERATURE, tl.float32)
     if temperature is not None:
         t = tl.load(temperature + request.to(tl.int64) * temperature_stride, mask=live, other=0.0)
     index = node.to(tl.int64)

@@ -1,12 +1,15 @@
 # mypy: ignore-errors
-"""The law that is left to be emitted after drafts were rejected, as a fold over scalars.
+"""The law that is left to be emitted after drafts came to nothing, as a fold over scalars.
 
-With p the target's law, q that of the drafts, and c_1 .. c_k the rejected ones,
+With p the target's law, q that of the drafts, a_0 the budget with which the node is visited (1 unless the rule is a
+bottom-up one), and c_1 .. c_k the drafts that came to nothing,
 
-    w(x) = p(x);   for j < k:   w(x) = max(w(x) - q_j(x), 0) / S_j
+    w(x) = a_0 p(x);   for j < k:   w(x) = max(w(x) - q_j(x), 0) / D_j,   D_j = S_j + 1 - a_j,   a_{j+1} = S_j / D_j
 
 where S_j is the sum of the numerators, and q_j is q (drawn with replacement), q without c_1 .. c_j and normalised
-(without), or 1 at c_j (a deterministic draft). Nothing of the size of the vocabulary is stored.
+(without), or 1 at c_j (a deterministic draft). w sums to the budget that is left; with the budget 1 D_j is S_j. Nothing
+of the size of the vocabulary is stored. The budget a_0 is part of the law ``p`` that these functions are given: its
+``total`` is divided by it.
 
 Who does what: the program that walks down a request's tree computes a tile of w when it is needed. Memory traffic:
 per rejected draft one read of the blocks of both rows where p has mass (of a deterministic draft only the block of
@@ -26,16 +29,20 @@ from .law import NO_BOUND, load_kept
 from .race import race_of_blocks, race_of_ids
 from .random import RESIDUAL
 from .row import BLOCK, key_of, mass_of_tile, value_of, weigh, weigh_exactly
+from .walk import end_of, find_child, token_of
 
 #: Rejected drafts of one node.
 MOST = tl.constexpr(256)
 
 _BLOCK = tl.constexpr(BLOCK)
 
+#: A sum this small is rounding.
+LEAST = tl.constexpr(1e-30)
+
 
 class Rejected(NamedTuple):
     """The drafts rejected so far: vectors of their tokens, of the mass of q that each was drawn from (relative to the
-    largest weight of q), and of ``1 / S``."""
+    largest weight of q), and of ``1 / D``. An id that a draft was drawn without is as if drawn from an endless mass."""
 
     count: Any
     tokens: Any
@@ -119,6 +126,89 @@ def drafts_left(q, masses, rejected, TILE: tl.constexpr, NB: tl.constexpr):
     for j in range(0, rejected.count):
         values = tl.where(ids == at(rejected.tokens, j, MOST), float("-inf"), values)
     return tl.where(tl.arange(0, NB) == block, mass_of_tile(values, q.largest, q.temperature), masses)
+
+
+@triton.jit
+def shares_at(p, q, token, rejected, left, sampled, REPLACEMENT: tl.constexpr):
+    """What is left to be emitted at the token of the next draft, and the probability that it was drawn with; ``left``:
+    the mass of q that it was drawn from."""
+    q_weight = left * 0.0
+    q_share = left * 0.0 + 1.0
+    if sampled:
+        q_weight = weight_at(q, token)
+        q_share = tl.where(left > 0, q_weight / tl.where(left > 0, left, 1.0), 0.0)
+        if not REPLACEMENT:
+            again = tl.sum(tl.where(rejected.tokens == token, 1, 0)) > 0
+            q_share = tl.where(again, 0.0, q_share)
+    return fold(weight_at(p, token) / p.total, q_weight, token, rejected, sampled, REPLACEMENT), q_share
+
+
+@triton.jit
+def budget_of(p, q, token, rejected, left, sampled, REPLACEMENT: tl.constexpr):
+    """The budget that the next draft, which holds that token, is visited with."""
+    p_share, q_share = shares_at(p, q, token, rejected, left, sampled, REPLACEMENT)
+    certain = p_share >= q_share
+    ratio = tl.where(certain, 1.0, p_share / tl.where(certain, 1.0, q_share))
+    return tl.where(p_share > 0, ratio, 0.0)
+
+
+@triton.jit
+def reject(
+    p, q, token, count, tokens, rests, inverses, masses, q_masses, left, budget, sampled, blocks,
+    REPLACEMENT: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr,
+):  # fmt: skip
+    """What ``count`` to ``budget`` become once a draft has come to nothing, and whether nothing is left although the
+    budget is 1, which exact arithmetic does not know.
+
+    ``masses``: of the blocks of w. ``q_masses``, ``left``: of those of q that drafts are still drawn from, and their
+    sum.
+    """
+    numbers = tl.arange(0, MOST)
+    tokens = tl.where(numbers == count, token, tokens)
+    rests = tl.where(numbers == count, left, rests)
+    count += 1
+    rejected = Rejected(count, tokens, rests, inverses)
+    masses = masses_left(p, q, rejected, masses, sampled, blocks, REPLACEMENT, TILE, NB)
+    remainder = tl.sum(masses)
+    whole = budget >= 1.0
+    exhausted = whole & (remainder <= LEAST)
+    inverse = 1.0 / tl.where(exhausted, 1.0, tl.where(whole, remainder, remainder + (1.0 - budget)))
+    budget = tl.where(whole, budget, remainder * inverse)
+    inverses = tl.where(numbers == count - 1, inverse, inverses)
+    masses = masses * inverse
+    if not REPLACEMENT:
+        if sampled & (left > 0):
+            q_masses = drafts_left(q, q_masses, rejected, TILE, NB)
+            left = tl.sum(q_masses)
+    return count, tokens, rests, inverses, masses, q_masses, left, budget, exhausted
+
+
+@triton.jit
+def try_children(
+    p, q, request, node, child, place, here, spent, budget, q_masses, left, sampled, blocks, vocab,
+    REPLACEMENT: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr,
+):  # fmt: skip
+    """What ``reject`` leaves once the children of a node, from ``child`` on, have all come to nothing. The budget of
+    each is stored at ``place``, times ``here``; of that ``spent`` times the budget goes with it (1 or 0)."""
+    tree = request.tree
+    count = tl.full([], 0, tl.int32)
+    tokens = tl.full([MOST], -1, tl.int64)
+    rests = tl.full([MOST], 1.0, tl.float64)
+    inverses = tl.full([MOST], 1.0, tl.float64)
+    masses = p.masses / p.total
+    exhausted = child < -1  # false
+    while (child >= 0) & (count < MOST):
+        drafted = token_of(tree, child)
+        handed = budget_of(p, q, drafted, Rejected(count, tokens, rests, inverses), left, sampled, REPLACEMENT)
+        tl.store(place + child, here * handed)
+        here *= 1.0 - spent * handed
+        count, tokens, rests, inverses, masses, q_masses, left, budget, exhausted = reject(
+            p, q, drafted, count, tokens, rests, inverses, masses, q_masses, left, budget, sampled, blocks,
+            REPLACEMENT, TILE, NB,
+        )  # fmt: skip
+        next_start = end_of(tree, request.count, child)
+        child = tl.where(exhausted, -1, find_child(tree, request.count, node, next_start, vocab * 0, vocab))
+    return count, tokens, rests, inverses, masses, budget, exhausted
 
 
 @triton.jit

@@ -66,10 +66,52 @@ def is_tree(tree, owners, request, rows, max_depth):
 
 
 @triton.jit
+def tree_at(tree, root):
+    """A batch's trees, whose pointers stand at its first row, as the tree that begins at a row."""
+    return Tree(
+        tree.tokens + root * tree.tokens_stride, tree.tokens_stride,
+        tree.parents + root * tree.parents_stride, tree.parents_stride,
+        tree.depths + root * tree.depths_stride, tree.depths_stride,
+        tree.ends + root * tree.ends_stride, tree.ends_stride,
+    )  # fmt: skip
+
+
+@triton.jit
+def open_tree(trees, cu_nodes, cu_nodes_stride, owners, active, active_stride, total_nodes, max_depth, request):
+    """The row of a request's root, how many nodes count (0: it is idle or has none), and whether it is malformed (1 or
+    0): the root stands alone then, or not even that can be read."""
+    root = request * 0
+    count = tl.full([], 0, tl.int32)
+    malformed = tl.full([], 0, tl.int32)
+    live = tl.full([], 1, tl.int32)
+    if active is not None:
+        live = tl.load(active + request * active_stride).to(tl.int32)
+    if live != 0:
+        begin = tl.load(cu_nodes + request * cu_nodes_stride)
+        end = tl.load(cu_nodes + (request + 1) * cu_nodes_stride)
+        if (begin < 0) | (end < begin) | (end > total_nodes):
+            malformed += 1
+        elif end > begin:
+            size = tl.load(trees.ends + begin.to(tl.int64) * trees.ends_stride)
+            if size != 0:
+                root = begin.to(tl.int64)
+                right = is_tree(tree_at(trees, root), owners + root, request, end - begin, max_depth)
+                malformed += 1 - right
+                count = tl.where(right != 0, size, 1)
+    return root, count, malformed
+
+
+@triton.jit
+def end_of(tree, count, node):
+    """The end of a node's subtree; ``count`` bounds that of a root that stands alone."""
+    return tl.minimum(tl.load(tree.ends + node.to(tl.int64) * tree.ends_stride), count)
+
+
+@triton.jit
 def find_child(tree, count, node, start, low, high):
     """The first child of a node, from local index ``start`` on, whose token is in ``[low, high)``; -1 if there is
-    none. ``count`` bounds the subtree of a root that stands alone."""
-    end = tl.minimum(tl.load(tree.ends + node.to(tl.int64) * tree.ends_stride), count)
+    none."""
+    end = end_of(tree, count, node)
     found = tl.full([], _FAR, tl.int32)
     for first in range(start, end, _NODES):
         i = first + tl.arange(0, _NODES)
@@ -91,3 +133,10 @@ def token_of(tree, node):
 def depth_of(tree, node):
     """The depth of a node; a root that stands alone in a malformed tree has depth 0, whatever is written there."""
     return tl.where(node == 0, 0, tl.load(tree.depths + node.to(tl.int64) * tree.depths_stride))
+
+
+@triton.jit
+def parent_of(tree, node):
+    """The parent of a node, -1 of the root."""
+    above = tl.load(tree.parents + node.to(tl.int64) * tree.parents_stride)
+    return tl.where(node == 0, -1, above)

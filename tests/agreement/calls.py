@@ -9,7 +9,21 @@ from torch import Tensor
 
 from . import compare, sample_cases, verify_cases
 
-LAW = ("sample_sample", "sample_draft", "verify_greedy", "verify_match", "verify_rejection")
+LAW = ("sample_sample", "sample_draft", "verify_greedy", "verify_match", "verify_rejection", *compare.LOSSY)
+
+#: Every rule of the verify family: its op, and the arguments that choose it among the rules of that op.
+RULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "greedy": ("verify_greedy", {}),
+    "match": ("verify_match", {}),
+    "token": ("verify_rejection", {"rule": "token"}),
+    "block": ("verify_rejection", {"rule": "block"}),
+    "traversal": ("verify_rejection", {"rule": "traversal"}),
+    "greedy_plus_one": ("verify_rejection", {"rule": "greedy_plus_one"}),
+    "threshold": ("verify_threshold", {}),
+    "typical": ("verify_typical", {}),
+    "relaxed": ("verify_relaxed", {}),
+    "synthetic": ("verify_synthetic", {}),
+}
 
 
 def call(op: str, seed: int, *, batch: int | None = None, **options: Any) -> dict[str, Any]:
@@ -29,10 +43,13 @@ def check(backend: str, op: str, arguments: dict[str, Any], tally: compare.Tally
 
 
 def outcome(backend: str, op: str, arguments: dict[str, Any]) -> list[Tensor]:
-    """All that a call gives, its status included."""
+    """All that a call gives, its status and how far off a lossy rule is included."""
     if not op.startswith("sample"):
-        result = compare.run(backend, op, arguments)
-        return [field for field in result if field is not None]
+        batch, width = arguments["tree"].cu_nodes.numel() - 1, arguments["tree"].max_depth + 1
+        divergence = torch.full((batch, width), torch.nan, device=compare.device_of(backend))
+        asked = {"divergence": divergence} if op in compare.LOSSY else {}
+        result = compare.run(backend, op, arguments | asked)
+        return [field for field in (*result, *(value.cpu() for value in asked.values())) if field is not None]
     count = arguments["logits"].shape[0]
     status = torch.full((count,), 77, dtype=torch.int32, device=compare.device_of(backend))
     tokens = compare.run(backend, op, arguments | {"status": status})

@@ -52,6 +52,9 @@ class Draw:
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)
 
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator)
+
     def whole_tensor(self, low: int, high: int, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.randint(low, high + 1, shape, generator=self.generator).to(dtype)
 

@@ -8,24 +8,29 @@ import torch
 import specdec_kernels as sk
 
 from . import compare
-from .calls import LAW, call, check, equal, outcome
+from .calls import LAW, RULES, call, check, equal, outcome
 from .cases import FLOATS, ORDERS, Draw, chain_tree, rows
+from .verify_cases import UNDRAWN
 
 INF, NAN = math.inf, math.nan
 VERIFY = LAW[2:]
+RULE = pytest.mark.parametrize("rule", RULES)
 EVERY = pytest.mark.op(*LAW)
 
 
-def verify(backend, op, tree, logits, temperature=1.0, **options):
-    """A rule of the verify family on short notice; drafts are deterministic."""
-    arguments = {"tree": tree, "logits": logits, **options}
+def verify(backend, rule, tree, logits, temperature=1.0, **options):
+    """A rule of the verify family on short notice; drafts are deterministic, and accepted by a rule that asks for rates."""
+    op, chosen = RULES[rule]
+    arguments = {"tree": tree, "logits": logits, **chosen, **options}
     batch = tree.cu_nodes.numel() - 1
-    if op != "verify_greedy":
+    if op not in UNDRAWN:
         arguments["sampling"] = sk.Sampling.of(batch, temperature=temperature, seed=list(range(batch)))
         arguments["context_lens"] = torch.zeros(batch, dtype=torch.int64)
     if op == "verify_rejection":
         arguments |= {"draft_logits": None, "draft_sampling": None}
-    return compare.verify(backend, op, arguments, compare.Tally(f"{op} by hand, {backend}"))
+    if op == "verify_synthetic":
+        arguments.setdefault("rates", torch.ones(tree.max_depth))
+    return compare.verify(backend, op, arguments, compare.Tally(f"{rule} by hand, {backend}"))
 
 
 def sample(backend, logits, temperature=1.0, **options):
@@ -59,11 +64,11 @@ def test_no_requests(backend, op):
 
 
 @pytest.mark.op(*VERIFY)
-@pytest.mark.parametrize("op", VERIFY)
-def test_no_requests_but_rows(backend, op):
+@RULE
+def test_no_requests_but_rows(backend, rule):
     empty = torch.zeros(3, dtype=torch.int32)
     tree = sk.TokenTree(torch.zeros(1, dtype=torch.int32), empty, empty, empty, empty, max_nodes=0, max_depth=2)
-    assert verify(backend, op, tree, torch.full((3, 4), NAN)).tokens.shape == (0, 3)
+    assert verify(backend, rule, tree, torch.full((3, 4), NAN)).tokens.shape == (0, 3)
 
 
 @EVERY
@@ -77,24 +82,25 @@ def test_hardly_any_ids(backend, op, vocab):
 
 
 @pytest.mark.op(*VERIFY)
-@pytest.mark.parametrize("op", VERIFY)
-def test_a_root_alone_gives_one_token(backend, op):
+@RULE
+def test_a_root_alone_gives_one_token(backend, rule):
     tree = chain_tree([[4], [5]])
     logits = torch.tensor([[0.0, 9.0, 1.0], [0.0, 1.0, -INF]])
-    result = verify(backend, op, tree, logits)
+    result = verify(backend, rule, tree, logits)
     assert result.num_tokens.tolist() == [1, 1] and result.path.tolist() == [[0], [0]]
-    if op == "verify_greedy":
+    if rule in ("greedy", "relaxed"):
         assert result.tokens.tolist() == [[1], [1]]
-    if op == "verify_match":  # the token of plain decoding at the same position
+    if rule in ("match", "typical", "synthetic"):  # the token of plain decoding at the same position
         plain, _ = sample(backend, logits, positions=torch.ones(2, dtype=torch.int64))
         assert result.tokens.flatten().tolist() == plain
 
 
 @pytest.mark.op(*VERIFY)
-@pytest.mark.parametrize("op", VERIFY)
-def test_what_is_not_visited_is_not_read(backend, op):
-    """Padding, idle and inactive requests, and nodes behind a rejection hold NaN: it would show in the status."""
-    wanted, row = [3, 2, 1], torch.eye(6) * 40
+@RULE
+def test_what_is_not_visited_is_not_read(backend, rule):
+    """Padding, idle and inactive requests, and nodes behind a rejection hold NaN: it would show in the status. A draft of
+    a probability above 0 is visited by the rules that look ahead."""
+    wanted, row = [3, 2, 1], torch.where(torch.eye(6) > 0, 0.0, -INF)
     live = [row[3], row[2], row[1]]
     bad = torch.full((6,), NAN)
     #        accepted to the end  padding  idle         rejected at once        inactive      behind the last request
@@ -105,7 +111,9 @@ def test_what_is_not_visited_is_not_read(backend, op):
     ends = torch.tensor([3, 3, 3, -5, 0, 3, 3, 9, 3, 3, 3, 9, 3, 3, 3, 9, 7], dtype=torch.int32)
     offsets = torch.tensor([0, 4, 8, 12, 16], dtype=torch.int32)
     tree = sk.TokenTree(offsets, tokens, parents, depths, ends, max_nodes=3, max_depth=2)
-    result = verify(backend, op, tree, logits, active=torch.tensor([True, True, True, False]), logprobs="raw")
+    if rule == "synthetic":  # which accepts whatever the draft is
+        tokens[9] = -1
+    result = verify(backend, rule, tree, logits, active=torch.tensor([True, True, True, False]), logprobs="raw")
     assert result.status.tolist() == [0, 0, 0, 0]
     assert result.num_tokens.tolist() == [3, 0, 1, 0]
     assert result.tokens.tolist() == [wanted, [-1] * 3, [5, -1, -1], [-1] * 3]
@@ -114,22 +122,22 @@ def test_what_is_not_visited_is_not_read(backend, op):
 
 
 @pytest.mark.op(*VERIFY)
-@pytest.mark.parametrize("op", VERIFY)
-def test_absent_nodes_take_their_subtree_with_them(backend, op):
+@RULE
+def test_absent_nodes_take_their_subtree_with_them(backend, rule):
     for hole in (-1, 6, 2**31 - 1, -(2**31)):
         tree = chain_tree([[0, hole, 2]])
         logits = torch.eye(6)[[3, 2, 1]] * 40
-        result = verify(backend, op, tree, logits)
+        result = verify(backend, rule, tree, logits)
         assert result.tokens.tolist() == [[3, -1, -1]] and result.num_tokens.tolist() == [1]
 
 
 @pytest.mark.op(*VERIFY)
-@pytest.mark.parametrize("op", VERIFY)
+@RULE
 @pytest.mark.parametrize("most", [-1, 0, 1, 2, 3, 9])
-def test_the_number_of_tokens_is_clamped(backend, op, most):
+def test_the_number_of_tokens_is_clamped(backend, rule, most):
     tree = chain_tree([[0, 3, 2]])
     logits = torch.eye(6)[[3, 2, 1]] * 40
-    result = verify(backend, op, tree, logits, max_tokens=torch.tensor([most]))
+    result = verify(backend, rule, tree, logits, max_tokens=torch.tensor([most]))
     count = min(max(most, 0), 3)
     assert result.num_tokens.tolist() == [count]
     assert result.tokens.tolist() == [[3, 2, 1][:count] + [-1] * (3 - count)]
@@ -156,8 +164,8 @@ def test_ties_go_to_the_lowest_id(backend):
 
 
 @pytest.mark.op(*VERIFY)
-@pytest.mark.parametrize("op", VERIFY)
-def test_of_equal_siblings_the_first_is_followed(backend, op):
+@RULE
+def test_of_equal_siblings_the_first_is_followed(backend, rule):
     i32 = torch.int32
     tree = sk.TokenTree(
         torch.tensor([0, 3], dtype=i32),
@@ -168,8 +176,9 @@ def test_of_equal_siblings_the_first_is_followed(backend, op):
         max_nodes=3,
         max_depth=1,
     )
-    result = verify(backend, op, tree, torch.eye(4)[[2, 1, 3]] * 40)
-    assert result.path.tolist() == [[0, 1]] and result.tokens.tolist() == [[2, 1]]
+    result = verify(backend, rule, tree, torch.eye(4)[[2, 1, 3]] * 40)
+    followed = 2 if rule == "greedy_plus_one" else 1  # there the last one is tried first
+    assert result.path.tolist() == [[0, followed]] and result.tokens.tolist() == [[2, [1, 3][followed - 1]]]
 
 
 @EVERY
@@ -185,11 +194,11 @@ def test_dead_ends(backend, temperature):
 
 
 @pytest.mark.op(*VERIFY)
-@pytest.mark.parametrize("op", VERIFY)
-def test_a_dead_end_counts_as_a_token(backend, op):
+@RULE
+def test_a_dead_end_counts_as_a_token(backend, rule):
     tree = chain_tree([[0, 3, 2]])
     logits = torch.stack([torch.eye(6)[3] * 40, torch.full((6,), -INF), torch.eye(6)[1]])
-    result = verify(backend, op, tree, logits, logprobs="raw")
+    result = verify(backend, rule, tree, logits, logprobs="raw")
     assert result.tokens.tolist() == [[3, -1, -1]] and result.num_tokens.tolist() == [2]
     assert result.status.tolist() == [2]
     assert result.logprobs[0, 1:].tolist() == [-INF, 0.0]
@@ -217,7 +226,7 @@ def test_rows_of_one_kind(backend, op, kind):
 
 
 @EVERY
-@pytest.mark.parametrize("op", LAW[:1] + VERIFY[1:])
+@pytest.mark.parametrize("op", [op for op in (LAW[0], *VERIFY) if op not in UNDRAWN])
 def test_cold_rows_in_a_warm_batch(backend, op):
     """What has temperature 0 is decided without randomness, and its neighbours as if it were not there."""
     for seed in range(6):
@@ -229,26 +238,32 @@ def test_cold_rows_in_a_warm_batch(backend, op):
         for temperature, chosen in ((torch.zeros(6), cold), (settings.temperature + 0.1, ~cold)):
             alike = outcome(backend, op, arguments | {"sampling": settings._replace(temperature=temperature)})
             assert equal([field[chosen] for field in ours], [field[chosen] for field in alike])
+        if op == "verify_synthetic":  # whose rates hold at any temperature
+            continue
         other = settings._replace(temperature=torch.zeros(6), seed=settings.seed + 1)
         frozen = outcome(backend, op, arguments | {"sampling": other})
         assert equal([field[cold] for field in ours], [field[cold] for field in frozen])
 
 
 @EVERY
-def test_the_greedy_rules_agree_with_each_other(backend):
+def test_the_rules_agree_with_each_other_at_temperature_0(backend):
     draw = Draw(5)
     for seed in range(6):
         arguments = call("verify_rejection", seed, odd=False, batch=4)
         settings = arguments["sampling"]._replace(temperature=torch.zeros(4))
-        greedy = {"tree", "logits", "rows", "allowed", "allowed_rows", "active", "max_tokens", "logprobs"}
-        match = greedy | {"sampling", "context_lens"}
         arguments |= {"sampling": settings, "context_lens": draw.whole_tensor(0, 9, (4,))}
-        results = [
-            outcome(backend, op, {k: v for k, v in arguments.items() if k in names})
-            for op, names in zip(VERIFY, (greedy, match, set(arguments)), strict=True)
-        ]
-        decided = [result[:3] for result in results]  # a NaN among the drafter's logits is no matter of the others
-        assert equal(decided[0], decided[1]) and equal(decided[0], decided[2])
+        greedy = {"tree", "logits", "rows", "allowed", "allowed_rows", "active", "max_tokens", "logprobs"}
+        decided = {}
+        for rule, (op, chosen) in RULES.items():
+            if rule == "synthetic":
+                continue
+            names = greedy if op in UNDRAWN else greedy | {"sampling", "context_lens"}
+            more = {"top_k": 1} if rule == "relaxed" else {}
+            if op == "verify_rejection":
+                names = set(arguments)
+            given = {name: value for name, value in arguments.items() if name in names} | chosen | more
+            decided[rule] = outcome(backend, op, given)[:3]  # NaN among the drafter's logits is no matter of the others
+        assert all(equal(decided["greedy"], other) for other in decided.values())
 
 
 @EVERY

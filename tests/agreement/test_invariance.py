@@ -10,7 +10,7 @@ from .tree_cases import ALL as TREES
 
 EVERY = pytest.mark.op(*LAW)
 PER_NODE = ("rows", "draft_rows", "allowed_rows", "draft_allowed_rows")
-PER_REQUEST = ("context_lens", "active", "max_tokens")
+PER_REQUEST = ("context_lens", "active", "max_tokens", "relax")
 
 
 @pytest.fixture

@@ -5,12 +5,26 @@ import torch
 
 import specdec_kernels as sk
 
-from . import compare
+from . import calls, compare
 from .calls import LAW, call, check, outcome
 from .cases import Draw, chain_tree, near, rows, sampling
 
 EVERY = pytest.mark.op(*LAW)
-RULES = ("verify_match", "verify_rejection")
+F32, BF16 = torch.float32, torch.bfloat16
+# rule, filters, dtype, seeds
+USUAL = [
+    *(
+        (rule, filters, dtype, (1, 2) if dtype == F32 else (1,))
+        for rule in ("match", "token")
+        for filters in (False, True)
+        for dtype in (F32, BF16)
+    ),
+    ("traversal", False, BF16, (1,)),
+    ("traversal", True, F32, (1,)),
+    ("greedy_plus_one", False, F32, (1,)),
+    ("threshold", True, F32, (1,)),
+    ("typical", False, F32, (1,)),
+]
 
 
 @EVERY
@@ -103,19 +117,18 @@ def drafted(backend, target, drafter, settings, contexts, batch, width, coupled)
     return chain_tree([[0, *row[: width - 1]] for row in tokens.tolist()])
 
 
-@pytest.mark.op("sample_draft", *RULES)
-@pytest.mark.parametrize("op", RULES)
-@pytest.mark.parametrize("filters", [False, True], ids=["full law", "filters"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_usual_vocabulary(backend, op, filters, dtype):
-    tally = compare.Tally(f"{op}, V=32000, {'filters' if filters else 'full law'}, {dtype}, {backend}")
+@pytest.mark.op("sample_draft", *{calls.RULES[case[0]][0] for case in USUAL})
+@pytest.mark.parametrize(("rule", "filters", "dtype", "seeds"), USUAL, ids=str)
+def test_a_usual_vocabulary(backend, rule, filters, dtype, seeds):
+    op, options = calls.RULES[rule]
+    tally = compare.Tally(f"{rule}, V=32000, {'filters' if filters else 'full law'}, {dtype}, {backend}")
     lengths = []
-    for seed in range(1, 3 if dtype == torch.float32 else 2):
+    for seed in seeds:
         target, drafter, settings, contexts, batch, width = chains(seed, 32000, dtype, filters)
         coupled = op == "verify_match"
         tree = drafted(backend, target, drafter, settings, contexts, batch, width, coupled)
         arguments = {"tree": tree, "logits": target, "sampling": settings, "context_lens": contexts}
-        arguments["logprobs"] = "processed"
+        arguments |= {"logprobs": "processed", **options}
         if op == "verify_rejection":
             arguments |= {"draft_logits": drafter, "draft_sampling": settings}
         result = compare.verify(backend, op, arguments, tally)

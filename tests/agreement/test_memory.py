@@ -10,6 +10,7 @@ from . import compare
 from .calls import LAW, call, check, equal, outcome, poisoned
 from .cases import Draw, chain_tree, rows
 from .sample_cases import Case as SampleCase
+from .verify_cases import UNDRAWN
 from .verify_cases import Case as VerifyCase
 
 EVERY = pytest.mark.op(*LAW)
@@ -76,14 +77,20 @@ def test_every_element_of_an_output_is_written_and_no_other(backend, op):
     device = compare.device_of(backend)
     for seed in range(40):
         arguments = {name: compare.move(value, device) for name, value in call(op, seed).items()}
+        windows = Windows()
         if op.startswith("sample"):
-            windows = Windows()
             count = arguments["logits"].shape[0]
             arguments["status"] = windows(torch.zeros(count, dtype=torch.int32, device=device))
+        if op in compare.LOSSY:
+            tree = arguments["tree"]
+            wide = torch.zeros(tree.cu_nodes.numel() - 1, tree.max_depth + 1, device=device)
+            arguments["divergence"] = windows(wide)
         assert equal(*rewritten(public(op, backend), arguments)), f"seed {seed}"
+        assert windows.untouched()
         if op.startswith("sample"):
-            assert windows.untouched()
             assert not bool((arguments["status"] == 77).any())
+        if op in compare.LOSSY:
+            assert not bool(arguments["divergence"].isnan().any())
 
 
 @pytest.mark.op("tree_from_chains", "draft_ngram_lookup")
@@ -201,8 +208,10 @@ def test_rows_far_apart(op, far_rows):
         best = oracle.sample.draft(far_rows, settings._replace(temperature=torch.zeros(2)), positions, 1)
         tree = chain_tree([[0, int(best[1, 0])], [0, int(best[0, 0])]])
         arguments = {"tree": tree, "logits": far_rows, "rows": torch.tensor([1, 0, 0, 1]), "logprobs": "processed"}
-    if op in ("verify_match", "verify_rejection"):
+    if op.startswith("verify") and op not in UNDRAWN:
         arguments |= {"sampling": settings, "context_lens": positions}
+    if op == "verify_synthetic":
+        arguments["rates"] = torch.tensor([0.7])
     if op == "verify_rejection":
         drafts = {"draft_logits": far_rows, "draft_rows": torch.tensor([1, 0, 0, 1]), "draft_sampling": settings}
         arguments |= drafts

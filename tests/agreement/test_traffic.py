@@ -79,6 +79,43 @@ def test_rejection_reads_both_rows_of_visited_nodes_once(law):
     assert needed <= read <= 1.05 * needed
 
 
+def block(tree, logits, drafter, sampling):
+    """Rows of the target and of the drafter that one request of ``block`` reads, and the launches that it takes."""
+    traffic()
+    result = sk.verify.rejection(
+        tree, logits, drafter, sampling, sampling, torch.tensor([7]), rule="block", backend="emulated"
+    )
+    read, launches = traffic()
+    return int(result.num_tokens), read / (VOCAB * 2), launches
+
+
+def test_block_reads_the_rows_of_inner_nodes_once_and_those_of_the_last_one_more():
+    logits = rows(torch.bfloat16)
+    sampling = sk.Sampling.of(1, temperature=0.8, seed=3)
+    tree = chain_tree([[0, 17, 17, 17]])
+    emitted, read, launches = block(tree, logits, logits, sampling)  # accepts a draft of the law itself
+    assert emitted == 4 and launches == 2
+    assert 2 * 3 + 1 <= read <= 1.05 * (2 * 3 + 1)  # of the leaf there is only the target's row
+    drafter = logits.clone()
+    drafter[:, 17] = 40.0
+    emitted, read, launches = block(tree, logits, drafter, sampling)  # all come to nothing
+    assert emitted == 1 and launches == 2
+    assert 2 * 3 + 2 <= read <= 1.05 * (2 * 3 + 2)
+
+
+def test_block_takes_one_launch_per_depth_of_a_tree_and_one_in_all_where_a_gpu_is_full(monkeypatch):
+    logits = rows(torch.bfloat16)
+    sampling = sk.Sampling.of(1, temperature=0.8, seed=3)
+    cu_nodes, parents = torch.tensor([0, NODES], dtype=torch.int32), torch.tensor([-1, 0, 1, 0], dtype=torch.int32)
+    tokens = torch.tensor([0, 17, 17, 18])
+    tree, _ = sk.tree.from_parents(tokens, parents, cu_nodes, max_nodes=NODES, max_depth=2, backend="cpu")
+    by_depth = block(tree, logits, logits, sampling)
+    assert by_depth[0] == 3 and by_depth[2] == 4
+    assert 2 * 2 + 1 <= by_depth[1] <= 1.05 * (2 * 2 + 1)  # once the first child's child is accepted, no other is read
+    monkeypatch.setenv("SPECDEC_EMULATOR_DEVICE", "80")
+    assert block(tree, logits, logits, sampling)[::2] == (3, 2)
+
+
 def test_greedy_and_plain_sampling_read_a_row_once():
     logits = rows(torch.bfloat16)
     traffic()

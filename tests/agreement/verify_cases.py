@@ -27,7 +27,12 @@ from .cases import (
     strided,
     vocabularies,
 )
+from .compare import LOSSY
 
+RULES = ("token", "block", "traversal", "greedy_plus_one")
+
+#: Rules that draw nothing, and rules whose drafts have a law; the others of the family verify chosen drafts by settings.
+UNDRAWN = ("verify_greedy", "verify_relaxed")
 BAD_ROWS = (-1, -2, 1000, 2**31 - 1, -(2**31))
 
 
@@ -61,6 +66,7 @@ class Case:
         nodes: int = 7,
         kinds: tuple[str, ...] = ROWS,
         malformed: float = 0.1,
+        rule: str | None = None,
     ) -> None:
         self.op, self.draw, self.odd = op, Draw(seed), odd
         draw = self.draw
@@ -76,7 +82,7 @@ class Case:
         self.count = self.tree.tokens.numel()
         self.arguments: dict[str, Any] = {"tree": self.tree}
         self._target(kinds)
-        if op != "verify_greedy":
+        if op not in UNDRAWN:
             order = draw.one(ORDERS)
             self.arguments["sampling"] = sampling(draw, self.batch, odd, order)
             contexts = draw.whole_tensor(0, 500, (self.batch,), draw.one(INDICES))
@@ -84,7 +90,9 @@ class Case:
                 contexts = contexts.long() + draw.one((2**31 - 3, 2**32 - 2, -3, 2**40))
             self.arguments["context_lens"] = contexts
         if op == "verify_rejection":
-            self._drafts()
+            self._drafts(rule or draw.one(RULES))
+        if op in LOSSY:
+            self._limits()
         self._options()
         self._grow()
         if odd and draw.chance(malformed):
@@ -102,8 +110,23 @@ class Case:
             if index is not None:
                 self.arguments["allowed_rows"] = index
 
-    def _drafts(self) -> None:
+    def _limits(self) -> None:
+        draw = self.draw
+        self.arguments |= {
+            "verify_threshold": lambda: {
+                "single": draw.one((0.0, 0.01, 0.3, 1.0)),
+                "accumulated": draw.one((0.05, 0.5, 1.0)),
+            },
+            "verify_typical": lambda: {"epsilon": draw.one((0.0, 0.09, 0.5)), "delta": draw.one((0.0, 0.3, 2.0))},
+            "verify_relaxed": lambda: {"top_k": draw.one((1, 2, 5, 100)), "delta": draw.one((0.0, 0.05, 0.5, 1.0))},
+            "verify_synthetic": lambda: {"rates": draw.uniform(self.depth + draw.whole(0, 2)) * 1.5 - 0.1},
+        }[self.op]()
+        if self.op == "verify_relaxed" and draw.chance(0.5):
+            self.arguments["relax"] = draw.whole_tensor(0, 1, (self.batch,)).bool()
+
+    def _drafts(self, rule: str) -> None:
         draw, arguments, count = self.draw, self.arguments, self.count
+        arguments["rule"] = rule
         arguments["replacement"] = draw.chance(0.5)
         if draw.chance(0.15):
             arguments["draft_logits"] = arguments["draft_sampling"] = None
@@ -148,11 +171,9 @@ class Case:
         """Give most nodes the token that the rule would follow."""
         if not self.arguments["logits"].shape[0]:
             return
-        guess: Callable[[int, int, int, int, int], list[int]] = {
-            "verify_greedy": self._target_token,
-            "verify_match": self._target_token,
-            "verify_rejection": self._drafted,
-        }[self.op]
+        guess: Callable[[int, int, int, int, int], list[int]] = self._target_token
+        if self.op == "verify_rejection":
+            guess = self._drafted
         for b, made in enumerate(self.shapes):
             for node in range(len(made.parents) if made else 0):
                 children = made.children(node)  # type: ignore[union-attr]
@@ -184,7 +205,7 @@ class Case:
         arguments = self.arguments
         settings = sk.Sampling.of(1, temperature=0.0)
         context = 0
-        if self.op != "verify_greedy":
+        if self.op not in UNDRAWN:
             settings, context = _one(arguments["sampling"], b), int(arguments["context_lens"][b])
         row = arguments["logits"][self._row(owner)].unsqueeze(0)
         position = torch.tensor([context + depth + 1])
@@ -210,6 +231,7 @@ class Case:
             torch.tensor([place]),
             num,
             arguments["replacement"],
+            top=num - 1 if arguments["rule"] == "greedy_plus_one" else 0,
             depths=torch.tensor([depth]),
             nodes=torch.tensor([node]),
             draft_to_target=arguments.get("draft_to_target"),

@@ -62,6 +62,16 @@ def test_windows_begin_where_every_outcome_is_possible():
     assert window(target[2:], draft[2:], sizes) is None
 
 
+def test_windows_of_trees_can_decide_either_way_at_inner_nodes_and_have_their_children_to_draw():
+    sizes = Sizes(requests=1, nodes=3, vocab=4)
+    sure, open_, turned = [9.0, 0, 0, 0], [2.0, 1.5, 0, 0], [1.0, 2.0, 0, 0]
+    target = torch.tensor([open_, open_, sure, sure, open_])
+    draft = torch.tensor([turned, turned, sure, sure, [5.0, 4.9, 0, 0]])
+    assert window(target, draft, sizes, {0: 2}) == 1  # leaves may be sure; not 2: its root is
+    assert window(target, draft, sizes, {0: 2, 1: 2}) == 0
+    assert window(target, draft, sizes, {0: 5}) is None
+
+
 def test_recorded_logits_are_those_of_the_models(assets):
     logits = recorded(Sizes(requests=2, nodes=4, vocab=500), assets)
     assert logits.data == "recorded V=300, tail extrapolated"

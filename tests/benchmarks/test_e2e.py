@@ -88,6 +88,21 @@ def test_a_drafter_does_its_own_work(monkeypatch):
     assert all(one.cache.keys(0).abs().sum() > 0 for one in seen)
 
 
+def test_a_tree_is_built_once(monkeypatch):
+    """By the drafter, from its own laws: what stands in them is replaced, and that there are so many."""
+    calls, best_first = [], ops.tree.best_first
+    monkeypatch.setattr(ops.tree, "best_first", lambda *a: calls.append(a) or best_first(*a))
+    seen = []
+    row = e2e.Bench._row
+    monkeypatch.setattr(e2e.Bench, "_row", lambda self, case, turns: seen.extend(turns) or row(self, case, turns))
+    _rows(replace(WORK, batch=2), e2e.Case("ddtree", 7, 4.0))
+    steps = seen[0].parts.steps + seen[0].whole.steps
+    assert len(calls) == steps + e2e._WARM
+    for roots, scores, ids, nodes in calls:
+        assert scores.shape == ids.shape == (2, 7, 8) and nodes == 16 and (roots >= 0).all()
+        assert (scores[..., 0] > scores[..., 1]).all()
+
+
 def test_a_tree_reaches_no_farther_than_it_has_nodes():
     work = replace(WORK, nodes=4)
     e2e.check(work, e2e.Case("ddtree", 7, 4.0))

@@ -59,6 +59,8 @@ def test_nothing_is_cut_where_a_line_has_80_columns():
         row(op="verify_rejection", case="T=1, top-p 0.9", extra_bytes=872448, goal="<= 2.5 units", met=True, **wide)
     ]
     assert "\u2026" not in " ".join(shown("verify", longest))
+    rules = [row(case="greedy_plus_one, tree, T=1, top-p 0.9", extra_bytes=872448, goal="<= 8 units", met=True, **wide)]
+    assert "\u2026" not in " ".join(shown("rules", rules))
     linear = [
         row(case="16 rows, from memory", gb_per_s=12.3, share_of_read=0.9, goal=">= 0.85 of read bandwidth", **wide)
     ]

@@ -1,10 +1,12 @@
 """Goals, their judgement, and the files."""
 
+import csv
 import json
 
 import pytest
 
-from bench.rows import COLUMNS, Goal, Row, as_dicts, read_csv, write_csv, write_json
+from bench import drafts, e2e, machine, serve
+from bench.rows import COLUMNS, Goal, Row, as_dicts, columns, read_csv, write_csv, write_json
 
 
 def row(**fields):
@@ -53,6 +55,19 @@ def test_files_hold_every_column(tmp_path):
     assert (found[0]["time_us"], found[0]["note"], found[1]["time_us"]) == ("1.2346", "", "")
     write_json(rows, tmp_path / "rows.json")
     assert json.loads((tmp_path / "rows.json").read_text()) == as_dicts(rows)
+
+
+@pytest.mark.parametrize("kind", [Row, drafts.Row, e2e.Row, serve.Row])
+def test_the_machine_stands_at_the_end_of_all_rows(kind, tmp_path):
+    described = tuple(machine.describe())
+    own = [name for name in columns(kind) if name not in described]
+    assert columns(kind) == (*own, *described)
+    made = kind(*own, **machine.describe())  # values in the order of the columns
+    write_csv([made], tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert tuple(line) == tuple(as_dicts([made])[0]) == columns(kind)
+    assert all(line[name] == name for name in own) and line["date"] == made.date
 
 
 def test_another_file_is_refused(tmp_path):

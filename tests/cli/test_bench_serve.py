@@ -21,7 +21,7 @@ def served(assets, tmp_path_factory):
     from specdec_kernels.cli.main import app
 
     path = tmp_path_factory.mktemp("serve") / "rows.json"
-    names = ",".join(engine.DRAFTERS)
+    names = ",".join(bench_serve._DRAFTERS)
     options = ["--drafter", names, "--max-batch", "2", "--rate", "200,inf", *LOAD, "--json", path]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "ASSETS", assets)

@@ -63,7 +63,7 @@ def quick(assets, tmp_path_factory):
     arguments = ["demo", "--quick", "--assets", str(assets), "--json", str(path)]
     result = typer.testing.CliRunner().invoke(app, arguments, prog_name="specdec")
     assert result.exit_code == 0, result.stderr
-    return result, json.loads(path.read_text())
+    return result, json.loads(path.read_text())["methods"]
 
 
 def test_rows(quick):

@@ -51,7 +51,10 @@ def complains(result, command, *parts):
         (("--device", "cuda:"), ("--device must be cpu, cuda or cuda:<number>, got 'cuda:'",)),
         (("--device", "cuda:" + "9" * 5000), ("--device must be cpu, cuda or cuda:<number>, got 'cuda:99",)),
         (("--rule", "greedy", "--temperature", "1"), ("temperature must be 0 under the rule 'greedy', got 1.0",)),
-        (("--rule", "hope"), ("--rule must be one of match, greedy, rejection, got 'hope'",)),
+        (
+            ("--rule", "hope"),
+            ("--rule must be one of match, greedy, rejection, block, traversal, greedy_plus_one, got 'hope'",),
+        ),
         (("--backend", "gpu"), ("--backend must be one of cuda, triton, cpu, reference, got 'gpu'",)),
         (("--backend", "triton"), ("backend must be available, got 'triton': ",)),
         (("--device", "tpu"), ("--device must be cpu, cuda or cuda:<number>, got 'tpu'",)),
@@ -60,14 +63,14 @@ def complains(result, command, *parts):
         (
             ("--drafter", "oracle"),
             (
-                "--drafter must be one of none, ngram, independent, eagle3, eagle3-tree, dflash, ddtree, or "
-                "independent:<model> or eagle3:<model> or eagle3-tree:<model> or dflash:<model> or ddtree:<model>, "
+                "--drafter must be one of none, ngram, independent, independent-tree, eagle3, eagle3-tree, dflash, ddtree, "
+                "or independent:<model> or independent-tree:<model> or eagle3:<model> or eagle3-tree:<model> or "
+                "dflash:<model> or ddtree:<model>, "
                 "got 'oracle'",
             ),
         ),
         (("--drafter", "ngram:x"), ("--drafter must be one of none, ngram, ", "got 'ngram:x'")),
         (("--drafter", "eagle3:nowhere"), (f"or a shipped model ({engine.HEAD}), got 'nowhere'",)),
-        (("--drafter", f"eagle3:{engine.DRAFT}"), ("architectures must name one of LlamaForCausalLMEagle3",)),
         (("--drafter", "independent:nowhere"), ("must name a folder with a model, or a shipped model", "'nowhere'")),
         (("--model", "nowhere"), (f"({engine.DRAFT}, {engine.TARGET}), got 'nowhere'",)),
         (
@@ -83,6 +86,47 @@ def complains(result, command, *parts):
 )
 def test_wrong_options_of_generate(specdec, shipped, options, parts):
     complains(specdec("generate", *PROMPT, *options), "generate", *parts)
+
+
+KINDS = {engine.TARGET: "decoder", engine.DRAFT: "decoder", engine.HEAD: "eagle3", engine.BLOCKS: "dflash"}
+
+
+@pytest.mark.parametrize(
+    ("drafter", "model"),
+    [(drafter, model) for drafter, (_, kind) in engine._MODELS.items() for model in KINDS if KINDS[model] != kind],
+)
+@pytest.mark.parametrize("place", ["name", "folder"])
+def test_models_of_another_kind(specdec, shipped, monkeypatch, drafter, model, place):
+    """They are told apart before anything is loaded."""
+    monkeypatch.setattr(engine, "load", None)
+    wanted, found = engine._MODELS[drafter][1], KINDS[model]
+    names = ", ".join(sorted(name for name, kind in KINDS.items() if kind == wanted))
+    named = shipped / model if place == "folder" else model
+    said = f"must name a model of the kind {wanted} (shipped: {names}), got '{named}' of the kind {found}"
+    for words in (("generate", *PROMPT), ("bench", "serve"), ("bench", "drafts")):
+        result = specdec(*words, "--drafter", f"{drafter}:{named}")
+        complains(result, " ".join(words[: 2 if words[0] == "bench" else 1]), f"--drafter {drafter} {said}")
+    if found != "decoder":
+        result = specdec("generate", *PROMPT, "--model", named)
+        complains(result, "generate", f"--model must name a model of the kind decoder (shipped: {engine.DRAFT}, ")
+
+
+def test_a_head_may_have_the_architecture_of_a_decoder(specdec, shipped, tmp_path):
+    """Its loader looks at the tensors."""
+    head = shutil.copytree(shipped / engine.HEAD, tmp_path / "head")
+    config = json.loads((head / "config.json").read_text()) | {"architectures": ["LlamaForCausalLM"]}
+    del config["draft_vocab_size"]
+    (head / "config.json").write_text(json.dumps(config))
+    result = specdec("generate", *PROMPT, "--drafter", f"eagle3:{head}")
+    complains(result, "generate", f"{head}: lm_head.weight must have shape [300, 32], got [200, 32]")
+
+
+@pytest.mark.parametrize("command", [("generate", *PROMPT), ("bench", "serve"), ("bench", "drafts")])
+def test_a_drafter_that_there_is_not_is_refused_before_the_model_is_loaded(specdec, shipped, monkeypatch, command):
+    monkeypatch.setattr(engine, "load", None)
+    result = specdec(*command, "--drafter", "foo")
+    said = result.stderr.splitlines()
+    assert result.exit_code == 2 and len(said) == 1 and "--drafter must be one of none, ngram, " in said[0]
 
 
 @pytest.mark.parametrize("command", ["info", "demo", "generate"])

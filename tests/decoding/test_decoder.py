@@ -418,8 +418,8 @@ WRONG = {
     "Request: top_p must be above 0 and at most 1, got 0.0": lambda model: greedy_request(top_p=0.0),
     "Request: top_p must be above 0 and at most 1, got 1.5": lambda model: greedy_request(top_p=1.5),
     "Request: min_p must be between 0 and 1, got 1.5": lambda model: greedy_request(min_p=1.5),
-    "Decoder: rule must be one of match, greedy, rejection, got 'strict'": lambda model: decoder_of(
-        model, rule="strict"
+    "Decoder: rule must be one of match, greedy, rejection, block, traversal, greedy_plus_one, got 'strict'": lambda model: (
+        decoder_of(model, rule="strict")
     ),
     "Decoder: logprobs must be one of None, 'processed', 'raw', got 'log'": lambda model: decoder_of(
         model, logprobs="log"

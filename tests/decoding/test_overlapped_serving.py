@@ -6,7 +6,8 @@ import threading
 import pytest
 import torch
 
-from python_ref.decoding import Request
+import specdec_kernels as sk
+from python_ref.decoding import Decoder, OverlappedDecoder, Request
 from python_ref.decoding.device_queue import DeviceQueue
 
 from .helpers import model_of, perfect, plain, prompt_of, requests_of
@@ -139,6 +140,36 @@ def test_callbacks_may_cancel_and_submit(model):
         assert len(handles[0].output.tokens) == (1 if act == "itself" else 9)
         assert handles[1].output.tokens == ([] if act == "other" else expected)
         assert [handle.output.tokens for handle in more] == ([expected] if act == "more" else [])
+
+
+@pytest.mark.parametrize("name", ["none", "independent"])
+@pytest.mark.parametrize("loop", [Decoder, OverlappedDecoder])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_callback_may_abort(loop, name, at, target):
+    """Of both loops: of the step that it is told of the others get nothing, and what it submits then is served."""
+    others = requests_of(3, 0.8)
+    expected, more = plain(target, others), []
+
+    def aborts(tokens):
+        calls.append(tokens)
+        if len(calls) == at:
+            decoder.abort()
+            assert [handle.output.finish_reason for handle in handles] == ["cancelled"] * 4
+            more.append(decoder.submit(others[0]))
+
+    decoder, calls = loop(target, ops=sk, drafter=drafters(target)[name], num_draft=2, max_batch=2), []
+    handles = [decoder.submit(Request([1], on_tokens=aborts)), *map(decoder.submit, others)]
+    while decoder.step():
+        pass
+    assert decoder.idle and len(calls) == at and handles[0].output.tokens == sum(calls, [])
+    assert [handle.output.steps for handle in handles] == [at, at - 1, 0, 0]
+    assert handles[1].output.tokens == expected[0][: len(handles[1].output.tokens)]
+    assert more[0].output.tokens == expected[0] and more[0].output.finish_reason == "length"
+    assert [output.tokens for output in decoder.generate(others)] == expected
+    if loop is OverlappedDecoder:
+        assert free(decoder)
+    else:
+        assert len(decoder.cache.free_pages) == decoder.cache.num_pages
 
 
 # ---- callbacks ----------------------------------------------------------------------------------------------------------

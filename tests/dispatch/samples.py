@@ -10,14 +10,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from agreement.cases import Shape
 from torch import Tensor
 
 import specdec_kernels as sk
 from specdec_kernels import _backend
 from specdec_kernels._schema import BY_NAME, OPS
 
-VOCAB, DRAFT_VOCAB, WORDS = 40, 24, 2
+from . import verify_samples
+from .verify_samples import DRAFT_VOCAB, VOCAB, mask, settings, tree
+
 FUSED = ("cuda", "triton", "cpu", "emulated")
 
 Sample = Callable[[int], dict[str, Any]]
@@ -38,92 +39,6 @@ def function(op: str) -> Callable[..., Any]:
     return getattr(getattr(sk, BY_NAME[op].family), BY_NAME[op].function)  # type: ignore[no-any-return]
 
 
-def tree(batch: int) -> sk.TokenTree:
-    """Chains of three nodes and branching trees of four, in turn."""
-    shapes = [Shape([-1, 0, 1, 0] if b % 2 else [-1, 0, 1]) for b in range(batch)]
-    offsets = [0]
-    for shape in shapes:
-        offsets.append(offsets[-1] + len(shape.parents))
-
-    def column(name: str) -> Tensor:
-        return torch.tensor([value for shape in shapes for value in getattr(shape, name)], dtype=torch.int32)
-
-    tokens = torch.arange(offsets[-1]) % VOCAB
-    return sk.TokenTree(
-        torch.tensor(offsets, dtype=torch.int32),
-        tokens,
-        *(column(name) for name in ("parents", "depths", "ends")),
-        max_nodes=4,
-        max_depth=2,
-    )
-
-
-def settings(batch: int, full: bool) -> sk.Sampling:
-    """Sampling settings, with all filters or with none."""
-    made = sk.Sampling.of(batch, temperature=0.8, top_k=9, top_p=0.9, min_p=0.01, seed=list(range(batch)))
-    return made if full else made._replace(top_k=None, top_p=None, min_p=None)
-
-
-def _mask(rows: int) -> dict[str, Tensor]:
-    return {
-        "allowed": torch.full((2, WORDS), -2, dtype=torch.int32),
-        "allowed_rows": torch.arange(rows) % 3 - 1,
-    }
-
-
-def _result(batch: int, depth: int) -> sk.VerifyResult:
-    def whole(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.full(shape, 77, dtype=dtype)
-
-    wide = (batch, depth + 1)
-    return sk.VerifyResult(
-        whole(*wide, dtype=torch.int64),
-        whole(batch),
-        whole(*wide),
-        whole(batch),
-        torch.full(wide, torch.nan),
-        torch.full(wide, torch.nan),
-    )
-
-
-def _verify(batch: int, full: bool) -> dict[str, Any]:
-    made = tree(batch)
-    nodes = made.tokens.numel()
-    arguments: dict[str, Any] = {"tree": made, "logits": torch.randn(nodes, VOCAB)}
-    if full:
-        arguments |= _mask(nodes) | {
-            "rows": torch.arange(nodes).flip(0),
-            "active": torch.ones(batch, dtype=torch.bool),
-            "max_tokens": torch.full((batch,), 2),
-            "logprobs": "processed",
-            "out": _result(batch, made.max_depth),
-        }
-    return arguments
-
-
-def _match(batch: int, full: bool) -> dict[str, Any]:
-    return _verify(batch, full) | {"sampling": settings(batch, full), "context_lens": torch.arange(batch)}
-
-
-def _rejection(batch: int, full: bool) -> dict[str, Any]:
-    arguments = _match(batch, full) | {"draft_logits": None, "draft_sampling": None}
-    if full:
-        nodes = arguments["tree"].tokens.numel()
-        back = torch.full((VOCAB,), -1)
-        back[:DRAFT_VOCAB] = torch.arange(DRAFT_VOCAB)
-        arguments |= {
-            "draft_logits": torch.randn(nodes, DRAFT_VOCAB),
-            "draft_sampling": settings(batch, full),
-            "rule": "token",
-            "replacement": True,
-            "draft_rows": torch.arange(nodes),
-            "draft_allowed_rows": torch.arange(nodes) % 3 - 1,
-            "draft_to_target": torch.arange(DRAFT_VOCAB),
-            "target_to_draft": back,
-        }
-    return arguments
-
-
 def _sample(batch: int, full: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "logits": torch.randn(batch, VOCAB),
@@ -131,7 +46,7 @@ def _sample(batch: int, full: bool) -> dict[str, Any]:
         "positions": torch.arange(batch),
     }
     if full:
-        arguments |= _mask(batch) | {
+        arguments |= mask(batch) | {
             "active": torch.ones(batch, dtype=torch.bool),
             "status": torch.zeros(batch, dtype=torch.int32),
             "out": torch.zeros(batch, dtype=torch.int64),
@@ -147,7 +62,7 @@ def _draft(batch: int, full: bool) -> dict[str, Any]:
         "num": 3,
     }
     if full:
-        arguments |= _mask(batch) | {
+        arguments |= mask(batch) | {
             "replacement": True,
             "top": 1,
             "coupled": True,
@@ -462,9 +377,7 @@ MAKERS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "tree_to_paths": _to_paths,
     "sample_sample": _sample,
     "sample_draft": _draft,
-    "verify_greedy": _verify,
-    "verify_match": _match,
-    "verify_rejection": _rejection,
+    **verify_samples.MAKERS,
     "draft_ngram_lookup": _ngram_lookup,
     "draft_expand": _expand,
     "draft_block": _block,

@@ -115,10 +115,15 @@ MAY_IMPORT = {
     "_backend": {"_library", "_schema", "_reference"},
     "_tree_exports": FAMILY,
     "_kv_inject": FAMILY,
+    "_results": {"_validate", "types"},
+    "_verify_lossy": FAMILY | {"_results"},
+    "_verify_drafts": FAMILY,
+    "_verify_expect": FAMILY | {"_verify_drafts"},
     "_planner": {"types"},
 } | {op.family: FAMILY for op in OPS}
 MAY_IMPORT["tree"] = FAMILY | {"_tree_exports", "_planner"}
 MAY_IMPORT["kv"] = FAMILY | {"_kv_inject"}
+MAY_IMPORT["verify"] = FAMILY | {"_results", "_verify_lossy", "_verify_drafts", "_verify_expect"}
 
 
 def modules_of(names):
@@ -232,6 +237,7 @@ RECORDS = [
     sk.TokenTree,
     sk.Sampling,
     sk.VerifyResult,
+    sk.Expectation,
     sk.KvGroup,
     sk.KvBuffers,
     sk.Links,

@@ -11,38 +11,12 @@ from typing import Any
 import torch
 from dispatch.samples import sample
 
-from . import attention_table, inject_table, kv_table, tree_table
+from . import attention_table, inject_table, kv_table, tree_table, verify_table
+from .verify_table import DRAFTED, FAMILY, FLOAT, INDEX, TREE, VERIFY, settings
 
-INDEX, FLOAT, WEIGHT = "int32 or int64", "float32, bfloat16 or float16", "float32, bfloat16 or int8"
+WEIGHT = "float32, bfloat16 or int8"
 CACHE = "float32, bfloat16, float16, float8_e4m3fn or float8_e5m2"
 
-# Sizes of the samples: 2 requests with 7 nodes, 40 ids (2 words of mask), 24 draft ids, chains of 4, histories of 9.
-_TREE = {
-    "tree.tokens": ("[T]", INDEX),
-    "tree.cu_nodes": ("[B+1]", "int32"),
-    "tree.parents": ("[7]", "int32"),
-    "tree.depths": ("[7]", "int32"),
-    "tree.ends": ("[7]", "int32"),
-}
-_MASK = {"allowed": ("[rows, 2]", "int32"), "allowed_rows": ("[7]", INDEX)}
-_BATCH = {"active": ("[2]", "bool"), "max_tokens": ("[2]", INDEX)}
-_RESULT = {
-    "out.tokens": ("[2, 3]", "int64"),
-    "out.num_tokens": ("[2]", "int32"),
-    "out.path": ("[2, 3]", "int32"),
-    "out.status": ("[2]", "int32"),
-    "out.logprobs": ("[2, 3]", "float32"),
-    "out.lse": ("[2, 3]", "float32"),
-}
-
-
-def _settings(name: str, *, seed: bool = True) -> dict[str, tuple[str, str]]:
-    fields = {"temperature": "float32", "top_k": "int32", "top_p": "float32", "min_p": "float32", "seed": "int64"}
-    return {f"{name}.{field}": ("[2]", dtype) for field, dtype in fields.items() if seed or field != "seed"}
-
-
-_VERIFY = _TREE | {"logits": ("[T, V]", FLOAT), "rows": ("[7]", INDEX)} | _MASK | _BATCH | _RESULT
-_MATCH = _VERIFY | _settings("sampling") | {"context_lens": ("[2]", INDEX)}
 _ROWS = {"allowed": ("[rows, 2]", "int32"), "allowed_rows": ("[2]", INDEX)}
 
 
@@ -92,27 +66,22 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "out.cu_nodes": ("[3]", "int32"),
     }
     | _new_tree("out", 8),
-    "tree_to_dense_mask": _TREE | {"out": ("[2, 4, 4]", "bool")},
-    "tree_to_packed_mask": _TREE
+    "tree_to_dense_mask": TREE | {"out": ("[2, 4, 4]", "bool")},
+    "tree_to_packed_mask": TREE
     | {"context_lens": ("[2]", INDEX), "out[0]": ("[12]", "uint8"), "out[1]": ("[3]", "int32")},
-    "tree_to_links": _TREE
+    "tree_to_links": TREE
     | {f"out.{name}": ("[2, 4]", "int32") for name in ("first_child", "next_sibling", "retrieve_index")},
-    "tree_to_paths": _TREE | {"out[0]": ("[2, 4, 3]", "int32"), "out[1]": ("[2]", "int32")},
+    "tree_to_paths": TREE | {"out[0]": ("[2, 4, 3]", "int32"), "out[1]": ("[2]", "int32")},
     "sample_sample": {"logits": ("[B, V]", FLOAT), "positions": ("[2]", INDEX), "active": ("[2]", "bool")}
     | {"status": ("[2]", "int32"), "out": ("[2]", "int64")}
-    | _settings("sampling")
+    | settings("sampling")
     | _ROWS,
     "sample_draft": {"logits": ("[R, V]", FLOAT)}
     | {name: ("[2]", INDEX) for name in ("positions", "requests", "depths", "nodes")}
     | {"draft_to_target": ("[24]", INDEX), "status": ("[2]", "int32"), "out": ("[2, 3]", "int64")}
-    | _settings("sampling")
+    | settings("sampling")
     | {"allowed": ("[rows, words]", "int32"), "allowed_rows": ("[2]", INDEX)},
-    "verify_greedy": _VERIFY,
-    "verify_match": _MATCH,
-    "verify_rejection": _MATCH
-    | _settings("draft_sampling", seed=False)
-    | {"draft_logits": ("[rows, 24]", FLOAT), "draft_rows": ("[7]", INDEX), "draft_allowed_rows": ("[7]", INDEX)}
-    | {"draft_to_target": ("[V_draft]", INDEX), "target_to_draft": ("[40]", INDEX)},
+    **verify_table.ARGUMENTS,
     "draft_ngram_lookup": {
         "history": ("[B, L]", INDEX),
         "lengths": ("[2]", INDEX),
@@ -142,7 +111,7 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "out.slots": ("[2, 4]", "int64"),
         "out.context_lens": ("[2]", "int64"),
     },
-    "attention_tree_attention": _TREE
+    "attention_tree_attention": TREE
     | {
         "query": ("[5, Hq, D]", FLOAT),
         "key_cache": ("[P, S, Hkv, 8]", CACHE),
@@ -167,7 +136,7 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "out[0]": ("[2, 2, 8]", "float32"),
         "out[1]": ("[2, 2]", "float32"),
     },
-    "kv_write": _TREE
+    "kv_write": TREE
     | {
         "key": ("[5, Hkv, D]", FLOAT),
         "value": ("[5, 3, Dv]", FLOAT),
@@ -221,9 +190,8 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
     | {"packed.scales": ("[37]", "float32"), "packed.bias": ("[37]", "float32")},
 }
 
-VERIFY = ("verify_greedy", "verify_match", "verify_rejection")
 EXPORTS = ("tree_to_dense_mask", "tree_to_packed_mask", "tree_to_links", "tree_to_paths")
-DRAWN = ("sample_sample", "sample_draft", "verify_match", "verify_rejection")
+DRAWN = ("sample_sample", "sample_draft", *verify_table.DRAWN)
 
 
 def identity(text: str) -> str:
@@ -288,27 +256,19 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
             (op, {k: v for k, v in call.items() if k not in drop}, error, f"{op.replace('_', '.', 1)}: {text}")
         )
 
-    spread = torch.randn(7, 80)[:, ::2]
-    for op in (*VERIFY, *EXPORTS):
+    for op in (*FAMILY, *EXPORTS):
         text = "tree.cu_nodes must have at least one element, got shape [0]"
         add(op, ValueError, text, tree__cu_nodes=torch.zeros(0, dtype=torch.int32))
         for bound in ("max_nodes", "max_depth"):
             add(op, TypeError, f"tree.{bound} must be an int, got str", **{f"tree__{bound}": "7"})
             add(op, TypeError, f"tree.{bound} must be an int, got bool", **{f"tree__{bound}": True})
             add(op, ValueError, f"tree.{bound} must be at least 0, got -1", **{f"tree__{bound}": -1})
-    for op in VERIFY:
-        add(op, ValueError, "logits must have unit stride in the last dimension, got 2", logits=spread)
-        add(op, ValueError, "logits must have at least one column, got shape [7, 0]", logits=torch.randn(7, 0))
-        add(op, ValueError, "logits must have at least 7 rows, got 6", "rows", logits=torch.randn(6, 40))
-        add(op, ValueError, "logprobs must be one of None, 'processed', 'raw', got 'log'", logprobs="log")
-        add(op, ValueError, "out.logprobs must be given with logprobs, got None", out__logprobs=None)
-        add(op, ValueError, "out.lse must be given with logprobs, got None", out__lse=None)
-    for op in (*VERIFY, "sample_sample"):
-        count = 7 if op in VERIFY else 2
+    for op in (*FAMILY, "sample_sample"):
+        count = 7 if op in FAMILY else 2
         text = f"allowed must have at least {count} rows, got 1"
         add(op, ValueError, text, "allowed_rows", allowed=torch.zeros((1, 2), dtype=torch.int32))
-    for op in (*VERIFY, "sample_sample", "sample_draft"):
-        drop = ("draft_allowed_rows",) if op == "verify_rejection" else ()
+    for op in (*FAMILY, "sample_sample", "sample_draft"):
+        drop = ("draft_allowed_rows",) if op in DRAFTED else ()
         add(op, ValueError, "allowed must be given with allowed_rows, got None", *drop, allowed=None)
         wide = torch.zeros((7, 4), dtype=torch.int32)[:, ::2]
         add(op, ValueError, "allowed must have unit stride in the last dimension, got 2", allowed=wide)
@@ -322,30 +282,9 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
         add(op, ValueError, "logits must have at least one column, got shape [2, 0]", logits=torch.randn(2, 0))
     for op in DRAWN:
         add(op, ValueError, "sampling.seed must be given, got None", sampling__seed=None)
+    for op in (*DRAWN, "verify_expect"):
         text = "must be one of 'top_k_first', 'joint', 'min_p_first', got 'top_p_first'"
         add(op, ValueError, f"sampling.filter_order {text}", sampling__filter_order="top_p_first")
-    add(
-        "verify_rejection",
-        ValueError,
-        f"draft_sampling.filter_order {text}",
-        draft_sampling__filter_order="top_p_first",
-    )
-    add("verify_rejection", ValueError, "rule must be one of 'token', got 'strict'", rule="strict")
-    for name in ("draft_to_target", "target_to_draft"):
-        add("verify_rejection", ValueError, f"{name} must be given together with its inverse, got None", name)
-    text = "draft_sampling must be given with draft_logits, got None"
-    add("verify_rejection", ValueError, text, draft_sampling=None)
-    text = "draft_logits must have at least 7 rows, got 6"
-    add("verify_rejection", ValueError, text, "draft_rows", draft_logits=torch.randn(6, 24))
-    text = "draft_logits must have shape [rows, 40], got [7, 24]"
-    add("verify_rejection", ValueError, text, "draft_to_target", "target_to_draft")
-    text = "draft_logits must have unit stride in the last dimension, got 2"
-    add("verify_rejection", ValueError, text, draft_logits=torch.randn(7, 48)[:, ::2])
-    text = "draft_logits must have at least one column, got shape [7, 0]"
-    empty = torch.zeros(0, dtype=torch.int64)
-    add("verify_rejection", ValueError, text, draft_to_target=empty, draft_logits=torch.randn(7, 0))
-    text = "allowed must be given with draft_allowed_rows, got None"
-    add("verify_rejection", ValueError, text, "allowed_rows", allowed=None)
     for value, error, text in (
         (0, ValueError, "num must be between 1 and 256, got 0"),
         (257, ValueError, "num must be between 1 and 256, got 257"),
@@ -358,9 +297,9 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
     add("sample_draft", TypeError, "top must be an int, got NoneType", top=None)
     text = "sampling.temperature must have shape [2], got [3]"
     add("sample_draft", ValueError, text, "requests", sampling__temperature=torch.zeros(3))
-    for op, name in (("sample_draft", "replacement"), ("sample_draft", "coupled"), ("verify_rejection", "replacement")):
-        add(op, TypeError, f"{name} must be a bool, got NoneType", **{name: None})
-        add(op, TypeError, f"{name} must be a bool, got str", **{name: "yes"})
+    for name in ("replacement", "coupled"):
+        add("sample_draft", TypeError, f"{name} must be a bool, got NoneType", **{name: None})
+        add("sample_draft", TypeError, f"{name} must be a bool, got str", **{name: "yes"})
     add("sample_draft", TypeError, "top must be an int, got bool", top=True)
     for name in ("min_n", "max_n"):
         add("draft_ngram_lookup", TypeError, f"{name} must be an int, got bool", **{name: True})
@@ -386,6 +325,7 @@ def _special() -> list[tuple[str, dict[str, Any], type, str]]:
     add("linear_skinny", ValueError, text, packed__scales=None)
     text = "packed.scales must be None unless there are int8 weights, got a tensor"
     add("linear_skinny", ValueError, text, packed__data=torch.zeros(2, 7, 32))
+    verify_table.special(add)
     attention_table.special(add)
     kv_table.special(add)
     inject_table.special(add)
@@ -415,7 +355,8 @@ def _written() -> list[tuple[str, dict[str, Any], type, str]]:
     for op, arguments in ARGUMENTS.items():
         call, public = sample(op, full=True), op.replace("_", ".", 1)
         for path in arguments:
-            if path.startswith("out") and op not in ("sample_sample", "sample_draft"):  # which write to any stride
+            written = path.startswith("out") or path == "divergence"
+            if written and op not in ("sample_sample", "sample_draft"):  # which write to any stride
                 wrong = read(call, path).repeat_interleave(2, -1)[..., ::2]
                 sentence = f"{public}: {path} must be contiguous, got strides {list(wrong.stride())}"
                 cases.append((op, changed(call, path, wrong), ValueError, sentence))

@@ -27,6 +27,26 @@ PAGES = "block_table must hold page ids within range, got status 16 for requests
 CASES = {
     "a NaN at the root": ("verify_greedy", lambda call: call["logits"].__setitem__(0, torch.nan), f"{NAN} [0]"),
     "NaN in both": ("verify_match", lambda call: call["logits"].fill_(torch.nan), f"{NAN} [0 1]"),
+    "a NaN where thresholds decide": (
+        "verify_threshold",
+        lambda call: call["logits"][:3].fill_(torch.nan),
+        f"{NAN} [0]",
+    ),
+    "a NaN that no draft can be near": (
+        "verify_relaxed",
+        lambda call: call["logits"][3].fill_(torch.nan),
+        f"{NAN} [1]",
+    ),
+    "a wrong depth under typical acceptance": (
+        "verify_typical",
+        lambda call: call["tree"].depths.__setitem__(4, 0),
+        f"{MALFORMED} [1]",
+    ),
+    "no row under given rates": (
+        "verify_synthetic",
+        lambda call: call.update(rows=torch.full((7,), 7)),
+        f"{MALFORMED} [0 1]",
+    ),
     "a NaN among the drafts": ("sample_draft", lambda call: call["logits"][1].fill_(torch.nan), f"{NAN} [1]"),
     "a NaN in plain decoding": ("sample_sample", lambda call: call["logits"][1].fill_(torch.nan), f"{NAN} [1]"),
     "a wrong end": ("verify_rejection", lambda call: call["tree"].ends.__setitem__(1, 9), f"{MALFORMED} [0]"),

@@ -7,10 +7,12 @@ from dispatch.samples import arguments_of, sample
 from specdec_kernels._schema import BY_NAME
 
 from .table import ARGUMENTS, VERIFY, identity
+from .verify_table import DRAFTED, DRAWN, FAMILY, LOSSY, NUMBERS
 
 # Names of the arguments of a schema in messages, where they are not those of the schema.
 _FIELDS = {name: f"tree.{name}" for name in ("cu_nodes", "tokens", "parents", "depths", "ends")}
 _RESULT = {name: f"out.{name}" for name in ("num_tokens", "path", "status", "logprobs", "lse")}
+_MEANS = ("token", "traversal", "greedy_plus_one", "bound")
 _VERIFY = _FIELDS | _RESULT | {"out_tokens": "out.tokens"}
 _PAIR = {name: f"out[0].{name}" for name in (*_FIELDS, "status", "slots")} | {"order": "out[1]"}
 NAMES = {
@@ -24,9 +26,8 @@ NAMES = {
     "tree_to_paths": _FIELDS | {"paths": "out[0]", "num_paths": "out[1]"},
     "sample_sample": {"out_tokens": "out"},
     "sample_draft": {"drafts": "out"},
-    "verify_greedy": _VERIFY,
-    "verify_match": _VERIFY,
-    "verify_rejection": _VERIFY,
+    **dict.fromkeys(VERIFY, _VERIFY),
+    "verify_expect": _FIELDS | {name: f"out.{name}" for name in _MEANS},
     "draft_ngram_lookup": {"drafts": "out[0]", "counts": "out[1]"},
     "attention_tree_attention": _FIELDS | {"slots": "tree.slots", "out": "out[0]", "lse": "out[1]"},
     "attention_merge_states": {"out": "out[0]", "lse": "out[1]"},
@@ -75,9 +76,9 @@ SHAPES = {
     "draft_ngram_lookup": {"out[0]": ("[2, 2]", _INDEX)},
     "sample_sample": {"out": ("[2]", "int64")},
     "sample_draft": {"temperature": ("[B]", "float32")},
-    "verify_greedy": _OUT,
-    "verify_match": _OUT,
+    **dict.fromkeys(VERIFY, _OUT),
     "verify_rejection": _OUT | _DRAFTS | {"draft_to_target": ("[24]", _INDEX)},
+    "verify_expect": {"out.token": ("[B]", "float32"), "draft_to_target": ("[24]", _INDEX)} | _DRAFTS,
 }
 
 
@@ -158,7 +159,7 @@ def special():
         add(op, text, packed=torch.Tensor.float)
     for wrong in (torch.zeros(1, 37), torch.zeros((2, 37), dtype=torch.bfloat16)):
         add("linear_skinny", f"out must have the rows and the dtype of x, got shape {list(wrong.shape)}", out=wrong)
-    found += _special_of_rules() + _special_of_trees()
+    found += _special_of_rules() + _special_of_lossy_rules() + _special_of_trees()
     return found
 
 
@@ -177,20 +178,24 @@ def _special_of_rules():
             found.append(case(op, "out.logprobs must be given with logprobs, got None", **{name: None}))
         found.append(case(op, "out.path must have at least one column, got 0", path=lambda value: value[:, :0]))
         found.append(case(op, "logprobs must be 0, 1 or 2, got 3", logprobs_mode=3))
+    for name in _MEANS:
+        found.append(case("verify_expect", f"out.{name} must be contiguous, got stride 2", **{name: spread}))
+    found.append(case("verify_expect", "tree.max_depth must be at least 0, got -1", max_depth=-1))
+    for op in FAMILY:
         text = "logits must have at least 7 rows, got 6"
         found.append(case(op, text, rows=None, logits=lambda value: value[:6]))
-    for op in (*VERIFY, "sample_sample", "sample_draft"):
+    for op in (*FAMILY, "sample_sample", "sample_draft"):
         text = "logits must have between 1 and 2147483647 columns, got 0"
         found.append(case(op, text, logits=lambda value: value[:, :0]))
         found.append(case(op, f"logits {unit}", logits=spread))
         found.append(case(op, f"allowed {unit}", allowed=spread))
         found.append(case(op, "allowed must be given with allowed_rows, got None", allowed=None))
-        count = 7 if op in VERIFY else 2
+        count = 7 if op in FAMILY else 2
         text = f"allowed must have at least {count} rows, got 1"
         found.append(case(op, text, allowed=lambda value: value[:1], allowed_rows=None))
         if op != "sample_draft":  # where the number of target ids is not known
             found.append(case(op, "allowed must have shape [2, 2], got [2, 1]", allowed=lambda value: value[:, :1]))
-    for op in ("sample_sample", "sample_draft", "verify_match", "verify_rejection"):
+    for op in ("sample_sample", "sample_draft", *DRAWN, "verify_expect"):
         for order in (-1, 3):
             found.append(case(op, f"filter_order must be 0, 1 or 2, got {order}", filter_order=order))
     for num in (0, 257):
@@ -199,15 +204,33 @@ def _special_of_rules():
     for top in (-1, 4):
         found.append(case("sample_draft", f"top must be between 0 and 3, got {top}", top=top))
     found.append(case("sample_draft", f"out {unit}", drafts=spread))
-    op = "verify_rejection"
-    found.append(case(op, "rule must be 0, got 1", rule=1))
-    found.append(case(op, f"draft_logits {unit}", draft_logits=spread))
-    text = "draft_logits must have at least 7 rows, got 6"
-    found.append(case(op, text, draft_rows=None, draft_logits=lambda value: value[:6]))
-    for name in ("draft_to_target", "target_to_draft"):
-        found.append(case(op, f"{name} must be given together with its inverse, got None", **{name: None}))
-    text = "draft_logits must have 40 columns, got 24"
-    found.append(case(op, text, draft_to_target=None, target_to_draft=None))
+    for rule in (-1, 4):
+        found.append(case("verify_rejection", f"rule must be between 0 and 3, got {rule}", rule=rule))
+    for op in DRAFTED:
+        found.append(case(op, f"draft_logits {unit}", draft_logits=spread))
+        text = "draft_logits must have at least 7 rows, got 6"
+        found.append(case(op, text, draft_rows=None, draft_logits=lambda value: value[:6]))
+        for name in ("draft_to_target", "target_to_draft"):
+            found.append(case(op, f"{name} must be given together with its inverse, got None", **{name: None}))
+        text = "draft_logits must have 40 columns, got 24"
+        found.append(case(op, text, draft_to_target=None, target_to_draft=None))
+    return found
+
+
+def _special_of_lossy_rules():
+    found = []
+    for op, name, bounds, values in NUMBERS:
+        for value in values:
+            actual = f"{value:g}" if isinstance(value, float) else value
+            found.append(case(op, f"{name} must be {bounds}, got {actual}", **{name: value}))
+    for op in LOSSY:
+        text = "divergence must have unit stride in its last dimension, got stride 2"
+        found.append(case(op, text, divergence=spread))
+        text = "divergence must be contiguous, got row stride 6"
+        found.append(case(op, text, divergence=lambda value: value.repeat(1, 2)[:, :3]))
+        found.append(case(op, "divergence must have shape [2, 3], got [2, 2]", divergence=lambda value: value[:, :2]))
+    text = "rates must have at least 2 elements, got 1"
+    found.append(case("verify_synthetic", text, rates=lambda value: value[:1]))
     return found
 
 

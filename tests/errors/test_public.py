@@ -14,7 +14,15 @@ from . import table
 
 CASES = table.cases()
 PACKAGE = Path(specdec_kernels.__file__).parent
-CHECKED = ("_validate.py", "_tree_exports.py", "_kv_inject.py", *sorted({f"{op.family}.py" for op in OPS}))
+CHECKED = (
+    "_validate.py",
+    "_tree_exports.py",
+    "_kv_inject.py",
+    "_verify_drafts.py",
+    "_verify_expect.py",
+    "_verify_lossy.py",
+    *sorted({f"{op.family}.py" for op in OPS}),
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[table.identity(case[3]) for case in CASES])
@@ -43,7 +51,11 @@ def tensors(name, value):
 
 
 #: What is not looked at.
-UNREAD = {"verify_rejection": {"draft_sampling.seed"}, "tree_from_parents": {"out[0].cu_nodes"}}
+UNREAD = {
+    "verify_rejection": {"draft_sampling.seed"},
+    "verify_expect": {"sampling.seed", "draft_sampling.seed"},
+    "tree_from_parents": {"out[0].cu_nodes"},
+}
 
 
 def test_the_table_names_every_tensor_of_every_function():

@@ -36,6 +36,11 @@ DEVICE = "cuda"
 #: Every op that could be served on a GPU: ``(op, backend)``.
 PAIRS = [(op.name, backend) for op in OPS for backend in BACKENDS if backend in op.backends]
 
+#: Calls of ``verify.rejection`` by other rules than that of its samples: ``(op, backend, rule)``.
+RULES = [
+    (op, backend, rule) for op, backend in PAIRS if op == "verify_rejection" for rule in ("block", "greedy_plus_one")
+]
+
 
 def why_not(op: str, backend: str) -> str | None:
     """None if the backend serves the op here, else the reason."""
@@ -84,10 +89,10 @@ _CHANGES: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
 }
 
 
-def changed(op: str, full: bool, step: int) -> dict[str, Any]:
+def changed(op: str, full: bool, step: int, **options: Any) -> dict[str, Any]:
     """On the CPU: arguments of the same shapes with other logits, other lengths on the device and another tree."""
     torch.manual_seed(step)
-    arguments = sample(op, full, BATCH)
+    arguments = sample(op, full, BATCH) | options
     if step == 0:
         return arguments
     for name, change in _CHANGES.items():
@@ -105,7 +110,7 @@ def overwrite(held: Any, values: Any) -> None:
 
 
 #: Arguments that some ops write beside what they return.
-ALSO_WRITTEN = ("status", "scores", "key_cache", "value_cache", "key_caches", "value_caches", "buffers")
+ALSO_WRITTEN = ("status", "scores", "divergence", "key_cache", "value_cache", "key_caches", "value_caches", "buffers")
 
 
 def written(result: Any, arguments: dict[str, Any]) -> list[torch.Tensor]:
@@ -119,21 +124,21 @@ def _compare(op: str, label: str, ours: list[torch.Tensor], theirs: list[torch.T
         assert same(a.cpu(), b.cpu()), f"{op}, {label}: tensor {i} must be {b.tolist()}, got {a.tolist()}"
 
 
-def once(op: str, backend: str, full: bool) -> None:
+def once(op: str, backend: str, full: bool, **options: Any) -> None:
     """One call, and another with the second request idle. That it decides right is checked elsewhere."""
     for step in (0, 2):
-        arguments = on_device(changed(op, full, step))
+        arguments = on_device(changed(op, full, step, **options))
         function(op)(**arguments, backend=backend)
         torch.cuda.synchronize()
 
 
-def replay(op: str, backend: str, full: bool) -> None:
+def replay(op: str, backend: str, full: bool, **options: Any) -> None:
     """A graph, captured once, gives what a call gives after the tensors that it reads have changed, lengths included."""
-    held = on_device(changed(op, full, 0))
+    held = on_device(changed(op, full, 0, **options))
     call = partial(function(op), backend=backend)
     graph, result = _captured(partial(call, **held))
     for step in (0, 1, 2, 3, 0):
-        values = on_device(changed(op, full, step))
+        values = on_device(changed(op, full, step, **options))
         overwrite(held, values)
         graph.replay()
         torch.cuda.synchronize()
@@ -142,9 +147,9 @@ def replay(op: str, backend: str, full: bool) -> None:
         _compare(op, f"step {step}", written(result, held), written(expected, values))
 
 
-def without_sync(op: str, backend: str, full: bool) -> None:
+def without_sync(op: str, backend: str, full: bool, **options: Any) -> None:
     """A call neither waits for the device nor reads from it."""
-    call = partial(function(op), **on_device(changed(op, full, 0)), backend=backend)
+    call = partial(function(op), **on_device(changed(op, full, 0, **options)), backend=backend)
     call()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -204,7 +209,7 @@ def step_without_sync(backend: str) -> None:
     torch.cuda.synchronize()
 
 
-CHECKS: dict[str, Callable[[str, str, bool], None]] = {
+CHECKS: dict[str, Callable[..., None]] = {
     "once": once,
     "replay": replay,
     "without_sync": without_sync,
@@ -238,7 +243,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", action="append", choices=BACKENDS)
     given = parser.parse_args(arguments)
     good = bad = 0
-    for op, backend in PAIRS:
+    plain: list[tuple[str, str, str | None]] = [(op, backend, None) for op, backend in PAIRS]
+    for op, backend, rule in plain + RULES:
+        options = {} if rule is None else {"rule": rule}
         if given.backend and backend not in given.backend:
             continue
         reason = why_not(op, backend)
@@ -247,8 +254,8 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         for name in given.checks:
             for full in (False, True):
-                label = f"{name}[{op}-{backend}-{'full' if full else 'plain'}]"
-                good, bad = _counted(label, partial(CHECKS[name], op, backend, full), good, bad)
+                label = f"{name}[{'-'.join([op, *options.values(), backend, 'full' if full else 'plain'])}]"
+                good, bad = _counted(label, partial(CHECKS[name], op, backend, full, **options), good, bad)
     for backend in given.backend or BACKENDS:
         reasons = [reason for op in steps.OPS if (reason := why_not(op, backend)) is not None]
         for name in STEP_CHECKS:

@@ -6,6 +6,7 @@ from . import calls
 
 FULL = pytest.mark.parametrize("full", [False, True], ids=["plain", "full"])
 EVERY = pytest.mark.parametrize(("op", "backend"), calls.PAIRS)
+RULES = pytest.mark.parametrize(("op", "backend", "rule"), calls.RULES)
 
 
 @FULL
@@ -18,6 +19,18 @@ def test_a_graph_follows_lengths_and_data_that_change_on_the_device(op, backend,
 @EVERY
 def test_no_call_waits_for_the_device(op, backend, full):
     calls.without_sync(op, backend, full)
+
+
+@FULL
+@RULES
+def test_a_graph_of_another_rule_follows_them(op, backend, rule, full):
+    calls.replay(op, backend, full, rule=rule)
+
+
+@FULL
+@RULES
+def test_no_call_by_another_rule_waits_for_the_device(op, backend, rule, full):
+    calls.without_sync(op, backend, full, rule=rule)
 
 
 @pytest.mark.parametrize("backend", calls.BACKENDS)

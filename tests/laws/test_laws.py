@@ -33,6 +33,23 @@ CASES = {
         TRIALS // 4,
     ),
     "rejection, tree with replacement": (Case(P2, Q2, (-1, 0, 1, 0), length=7, replacement=True), TRIALS // 2),
+    "block, chain": (Case(P3, Q3, (-1, 0, 1), length=7, rule="block"), TRIALS // 2),
+    "block, chain, filtered": (
+        Case(P4, Q4, rule="block", settings=FILTERS, draft_settings={"top_p": 0.8}),
+        TRIALS // 2,
+    ),
+    "traversal, tree without replacement": (Case(P3, Q3, (-1, 0, 1, 0), length=7, rule="traversal"), TRIALS // 2),
+    "traversal, tree with replacement": (
+        Case(P2, Q2, (-1, 0, 1, 1, 0), length=7, rule="traversal", replacement=True),
+        TRIALS // 4,
+    ),
+    "traversal, siblings of a sure drafter": (Case(P3, SURE3, (-1, 0, 0), rule="traversal"), TRIALS // 4),
+    "greedy_plus_one, chain": (Case(P4, Q4, rule="greedy_plus_one"), TRIALS // 2),
+    "greedy_plus_one, siblings": (Case(P4, Q4, (-1, 0, 0, 0), rule="greedy_plus_one"), TRIALS // 2),
+    "threshold of 1, tree of the best": (
+        Case(P3, Q3, (-1, 0, 1, 0), length=7, rule="threshold", draft_settings={"temperature": 0.0}),
+        TRIALS // 2,
+    ),
 }
 
 
@@ -41,7 +58,7 @@ def trials_on(backend, trials):
     return trials if backend != "reference" else 300
 
 
-@pytest.mark.op("sample_draft", "verify_match", "verify_rejection")
+@pytest.mark.op("sample_draft", "verify_match", "verify_rejection", "verify_threshold")
 @pytest.mark.parametrize("name", CASES)
 def test_texts_have_the_law_of_the_target(backend, name):
     case, trials = CASES[name]

@@ -17,6 +17,9 @@ SIBLINGS = Case(P4, Q4, (-1, 0, 0), length=3)
 MATCH = Case(P3, Q3, rule="match", coupled=True)
 SURE = Case(P3, torch.tensor([[0.0, -18.0, -20.0]] * 3), (-1, 0, 0), length=3)
 TWICE = Case(P3, Q3, (-1, 0, 0), replacement=True)
+BLOCK = Case(P3, Q3, (-1, 0, 1), rule="block")
+TRAVERSAL = Case(P4, Q4, (-1, 0, 1, 0), length=3, rule="traversal")
+PLUS_ONE = Case(P4, Q4, (-1, 0, 0), length=3, rule="greedy_plus_one")
 FILTERED = Case(P4, Q4, length=3, draft_settings={"temperature": 0.5, "top_k": 3})
 
 
@@ -90,6 +93,14 @@ class ResidualsOfAllStepsShareNoise(Rule):
 class ResidualIsForgotten(Rule):
     def residual(self, p, q):
         return p
+
+
+class ResidualLosesTheDraftAlone(Rule):
+    """The rule for chosen drafts, where they were drawn."""
+
+    def residual(self, p, q):
+        left = p.scatter(1, self.rejected.unsqueeze(1), 0.0)
+        return left / left.sum(1, keepdim=True)
 
 
 class ResidualIsNotNormalised(Rule):
@@ -170,6 +181,28 @@ class ReplacementIsNotTold(Decoding):
     def draft(self, node, num, tokens, lengths, seeds):
         honest = self.case
         self.case = Case(**{**vars(honest), "replacement": not honest.replacement})
+        made = super().draft(node, num, tokens, lengths, seeds)
+        self.case = honest
+        return made
+
+
+class TheLastChildMayRepeatOthers(Decoding):
+    """Drawn with replacement, and verified as if drawn from what the others left."""
+
+    def draft(self, node, num, tokens, lengths, seeds):
+        honest = self.case
+        self.case = Case(**{**vars(honest), "rule": "rejection", "replacement": True})
+        made = super().draft(node, num, tokens, lengths, seeds)
+        self.case = honest
+        return made
+
+
+class ChosenSiblingsAreJudgedAsDrawn(Decoding):
+    """The best ids, and the law they were not drawn from."""
+
+    def draft(self, node, num, tokens, lengths, seeds):
+        honest = self.case
+        self.case = Case(**{**vars(honest), "draft_settings": {"temperature": 0.0}})
         made = super().draft(node, num, tokens, lengths, seeds)
         self.case = honest
         return made
@@ -259,6 +292,8 @@ BUGS = {
     "coins of all steps share noise": (CoinsOfAllStepsShareNoise, CHAIN),
     "residuals of all steps share noise": (ResidualsOfAllStepsShareNoise, CHAIN),
     "the residual is forgotten": (ResidualIsForgotten, CHAIN),
+    "the residual loses the draft alone": (ResidualLosesTheDraftAlone, CHAIN),
+    "chosen siblings are judged as if drawn": (ChosenSiblingsAreJudgedAsDrawn, SIBLINGS),
     "the residual is not normalised": (ResidualIsNotNormalised, SIBLINGS),
     "the residual knows the last rejection alone": (ResidualKnowsTheLastRejectionAlone, SIBLINGS),
     "the ratio is upside down": (RatioIsUpsideDown, CHAIN),
@@ -270,6 +305,14 @@ BUGS = {
     "unlikely drafts are dropped": (UnlikelyDraftsAreDropped, CHAIN),
     "drawn without, verified with replacement": (ReplacementIsNotTold, Case(P3, Q3, (-1, 0, 0), replacement=True)),
     "drawn with, verified without replacement": (ReplacementIsNotTold, SIBLINGS),
+    "unlikely drafts are dropped under block": (UnlikelyDraftsAreDropped, BLOCK),
+    "drawn without, verified with replacement under traversal": (ReplacementIsNotTold, TRAVERSAL),
+    "rows are off by one under traversal": (RowsAreOffByOne, TRAVERSAL),
+    "raw instead of processed draft law under block": (
+        RawDraftLaw,
+        Case(P4, Q4, (-1, 0, 1), length=3, rule="block", draft_settings={"temperature": 0.5, "top_k": 3}),
+    ),
+    "the last child may repeat others under greedy_plus_one": (TheLastChildMayRepeatOthers, PLUS_ONE),
     "positions stand still": (PositionsStandStill, CHAIN),
     "positions stand still under match": (PositionsStandStill, MATCH),
     "a stale target under match": (StaleTarget, MATCH),

@@ -1,59 +1,29 @@
-"""Millions of texts of tiny table models, decoded by the fused ops in batches, and their law.
+"""Millions of texts of tiny table models, decoded by the fused ops in batches, and their law (``specdec_kernels.certify``).
 
-A table model has logits ``[V, V]`` after each last token. A text starts with token 0 at position 0; every trial has a
-seed of its own, and goes on until its text has ``length`` tokens more, however many steps that takes.
+A table model has logits ``[V, V]`` after each last token. A text starts with token 0 at position 0; every trial has a seed of its
+own, and goes on until its text has ``length`` tokens more, however many steps that takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from agreement.cases import Shape
 from agreement.compare import device_of
 from oracle.definition import law
-from scipy import stats
 from torch import Tensor
 
-import specdec_kernels as sk
+from specdec_kernels import certify
+from specdec_kernels.certify import Case, fused, g_test
+from specdec_kernels.certify.decoding import decode
 
 BATCH = 20_000  # trials that are decoded together
 
 #: What a law must not fall below, and what a planted bug must.
 SOUND, FOUND = 1e-4, 1e-12
 
-
-@dataclass(frozen=True)
-class Case:
-    """One configuration; ``parents`` is the tree of every step in pre-order, without children: plain decoding."""
-
-    target: Tensor
-    drafter: Tensor
-    parents: tuple[int, ...] = (-1, 0)
-    length: int = 5
-    replacement: bool = False
-    coupled: bool = False
-    rule: str = "rejection"
-    settings: dict[str, Any] = field(default_factory=dict)
-    draft_settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def vocab(self) -> int:
-        return self.target.shape[1]
-
-    @property
-    def shape(self) -> Shape:
-        return Shape(list(self.parents))
-
-    def expected(self) -> Tensor:
-        """Probability of each text, in the order of its number to the base of the vocabulary."""
-        step = table_law(self.target, self.settings)
-        joint = step[0]
-        for _ in range(self.length - 1):
-            joint = (joint.unsqueeze(-1) * step.repeat(joint.numel() // self.vocab, 1).view(*joint.shape, -1)).flatten()
-        return joint
+__all__ = ["BATCH", "FOUND", "SOUND", "Case", "Decoding", "check", "check_drafts", "p_value", "table_law", "texts"]
 
 
 def table_law(table: Tensor, settings: dict[str, Any]) -> Tensor:
@@ -61,107 +31,17 @@ def table_law(table: Tensor, settings: dict[str, Any]) -> Tensor:
     return torch.tensor([law(row, **settings)[0] for row in table.tolist()], dtype=torch.float64)
 
 
-class Decoding:
+class Decoding(certify.Decoding):
     """The steps of a case by the fused ops. Bugs of drivers are planted by overriding a method."""
 
     def __init__(self, case: Case, backend: str = "cpu") -> None:
-        self.case, self.backend = case, backend
-        self.device = device_of(backend)
-        self.shape = case.shape
-        self.target, self.drafter = case.target.to(self.device), case.drafter.to(self.device)
-        self._trees: dict[int, tuple[Tensor, ...]] = {}
-
-    def sampling(self, seeds: Tensor, settings: dict[str, Any]) -> sk.Sampling:
-        """The same settings for all trials, and a seed for each."""
-        made = sk.Sampling.of(1, device=self.device, **settings)
-        columns = {name: getattr(made, name).expand(seeds.numel()) for name in made._fields[:4]}
-        return made._replace(**columns, seed=seeds)
-
-    def draft(self, node: int, num: int, tokens: Tensor, lengths: Tensor, seeds: Tensor) -> Tensor:
-        """Children of a node that holds ``tokens [B]``: ``[B, num]``."""
-        depth = self.shape.depths[node]
-        return sk.sample.draft(
-            self.drafter[tokens.clamp(min=0)],
-            self.sampling(seeds, self.case.draft_settings),
-            lengths + depth,
-            num,
-            self.case.replacement,
-            depths=torch.full_like(tokens, depth),
-            nodes=torch.full_like(tokens, node),
-            coupled=self.case.coupled,
-            backend=self.backend,
-        )
-
-    def grow(self, roots: Tensor, lengths: Tensor, seeds: Tensor) -> Tensor:
-        """The tokens of all nodes: ``[B, N]``."""
-        nodes = [roots] + [roots] * (len(self.case.parents) - 1)
-        for node in range(len(nodes)):
-            children = self.shape.children(node)
-            if children:
-                drawn = self.draft(node, len(children), nodes[node], lengths, seeds)
-                for child, tokens in zip(children, drawn.unbind(1), strict=True):
-                    nodes[child] = tokens
-        return torch.stack(nodes, 1)
-
-    def tree(self, tokens: Tensor) -> sk.TokenTree:
-        batch, width = tokens.shape
-        if batch not in self._trees:
-            offsets = torch.arange(batch + 1, dtype=torch.int32, device=self.device) * width
-            columns = (self.shape.parents, self.shape.depths, self.shape.ends)
-            made = [torch.tensor(column, dtype=torch.int32, device=self.device).repeat(batch) for column in columns]
-            self._trees[batch] = (offsets, *made)
-        offsets, *columns = self._trees[batch]
-        return sk.TokenTree(offsets, tokens.flatten(), *columns, max_nodes=width, max_depth=max(self.shape.depths))
-
-    def verify(self, tokens: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """What a step emits: ``[B, depth + 1]``, and how many."""
-        tree, rows = self.tree(tokens), tokens.flatten().clamp(min=0)
-        settings = self.sampling(seeds, self.case.settings)
-        options: dict[str, Any] = {"rows": rows, "backend": self.backend}
-        if self.case.rule == "match":
-            result = sk.verify.match(tree, self.target, settings, lengths - 1, **options)
-        else:
-            result = sk.verify.rejection(
-                tree,
-                self.target,
-                self.drafter,
-                settings,
-                self.sampling(seeds, self.case.draft_settings),
-                lengths - 1,
-                replacement=self.case.replacement,
-                draft_rows=rows,
-                **options,
-            )
-        return result.tokens, result.num_tokens
-
-    def step(self, roots: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Draft and verify."""
-        return self.verify(self.grow(roots, lengths, seeds), lengths, seeds)
+        super().__init__(case, fused(backend), backend, device_of(backend))
 
 
 def texts(decoding: Decoding, seeds: Tensor) -> tuple[Tensor, int]:
     """The number of each trial's text, and the fewest steps that a trial took."""
-    case = decoding.case
-    wide = case.length + 1 + len(case.parents)
-    text = torch.zeros((seeds.numel(), wide + 1), dtype=torch.int64, device=decoding.device)
-    length = torch.ones(seeds.numel(), dtype=torch.int64, device=decoding.device)
-    steps, left = 0, torch.arange(seeds.numel(), device=decoding.device)
-    fewest = 0
-    while left.numel():
-        known = length[left]
-        tokens, num = decoding.step(text[left, known - 1], known, seeds[left])
-        for i in range(tokens.shape[1]):
-            there = torch.where(i < num, known + i, wide)  # the last column takes what is nobody's
-            text[left, there] = tokens[:, i]
-        length[left] = known + num
-        steps += 1
-        done = length[left] > case.length
-        fewest = fewest or steps * bool(done.any())
-        left = left[~done]
-    numbers = torch.zeros_like(length)
-    for i in range(1, case.length + 1):
-        numbers = numbers * case.vocab + text[:, i]
-    return numbers.cpu(), fewest
+    numbers, fewest, _, _ = decode(decoding, seeds)
+    return numbers, fewest
 
 
 def count(
@@ -179,15 +59,8 @@ def count(
 
 
 def p_value(found: Tensor, expected: Tensor) -> float:
-    """Of the chi-square test; cells that hardly ever come up are pooled, and what cannot come up must not."""
-    if bool((found[expected == 0] > 0).any()):
-        return 0.0
-    wanted = expected * int(found.sum())
-    rare = wanted < 10
-    observed = torch.cat((found[~rare].double(), found[rare].sum().double().view(1)))
-    wanted = torch.cat((wanted[~rare], wanted[rare].sum().view(1)))
-    kept = wanted > 0
-    return float(stats.chisquare(observed[kept].numpy(), wanted[kept].numpy(), sum_check=False).pvalue)
+    """Of the likelihood-ratio test; what cannot come up must not."""
+    return g_test(found, expected).p_value
 
 
 def check(decoding: Decoding, trials: int) -> tuple[float, int]:

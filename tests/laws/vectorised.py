@@ -52,14 +52,14 @@ class Rule(Decoding):
 
     def verify(self, tokens: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         batch = tokens.shape[0]
-        emitted = torch.full((batch, max(self.shape.depths) + 1), -1)
+        emitted = torch.full((batch, max(self.depths) + 1), -1)
         num = torch.zeros(batch, dtype=torch.int64)
         at = torch.zeros(batch, dtype=torch.int64)
-        for node, depth in enumerate(self.shape.depths):
+        for node, depth in enumerate(self.depths):
             here = (at == node).nonzero().flatten()
             if not here.numel():
                 continue
-            children = self.shape.children(node)
+            children = self.case.children(node)
             mine, seed, position = tokens[here], seeds[here], lengths[here] + depth
             p, q = self.p[mine[:, node]], self.q[mine[:, node]]
             open_ = torch.ones(here.numel(), dtype=torch.bool)
@@ -72,6 +72,7 @@ class Rule(Decoding):
                 at[here[taken]] = child
                 open_ &= ~taken
                 refused = (asked & ~taken).unsqueeze(1)
+                self.rejected = token
                 p = torch.where(refused, self.residual(p, q), p)
                 if not self.case.replacement:
                     q = torch.where(refused, self.without(q, token), q)

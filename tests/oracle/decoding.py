@@ -26,6 +26,7 @@ class Case:
     deterministic_depths: tuple = ()
     coupled: bool = False
     top: int = 0
+    options: tuple = ()  # of a lossy rule
     seed: int = 11
 
     @property
@@ -80,7 +81,7 @@ def _draft(case, history):
             depths=torch.full((rows,), depth),
             nodes=torch.tensor(level),
             coupled=case.coupled,
-            top=case.top,
+            top=num - 1 if case.rule == "greedy_plus_one" else case.top,
             **maps,
         )
         for row, (v, count) in enumerate(zip(level, counts, strict=True)):
@@ -128,6 +129,9 @@ def step(case, history):
         law_maps = {"allowed": case.mask(), "allowed_rows": torch.zeros_like(tree.tokens)}
     if case.rule == "match":
         result = ops.verify.match(tree, case.target[rows], settings, context, **law_maps)
+    elif case.rule in ("threshold", "typical", "synthetic"):
+        rule = getattr(ops.verify, case.rule)
+        result = rule(tree, case.target[rows], settings, context, **dict(case.options), **law_maps)
     else:
         if case.draft_to_target is not None:
             to_target = torch.tensor(case.draft_to_target)
@@ -144,6 +148,7 @@ def step(case, history):
             settings,
             ops.Sampling.of(1, **dict(case.draft_settings)),
             context,
+            rule="token" if case.rule == "rejection" else case.rule,
             replacement=case.replacement,
             draft_rows=torch.where(fixed, -1, torch.arange(len(rows))),
             **law_maps,

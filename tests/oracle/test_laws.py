@@ -1,5 +1,7 @@
 """The emitted law equals the target's, by exact enumeration of every draft, coin and residual, over several steps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -51,6 +53,50 @@ CASES = {
     "match, any chain": (Case(P2, Q2, (1, 1), rule="match"), 3),
     "match, coupled tree": (Case(P3, Q3, (2, 1), rule="match", coupled=True), 3),
     "match, best first": (Case(P3, Q3, (2, 1), rule="match", top=1), 3),
+}
+
+# The same for the rules that decide otherwise; `block` is `traversal`.
+BOTTOM_UP = {
+    "chain of 1": (Case(P4, Q4), 3),
+    "chain of 2": (Case(P3, Q3, (1, 1)), 3),
+    "chain of 3": (Case(P2, Q2, (1, 1, 1)), 4),
+    "drafter equals target": (Case(P3, P3, (1, 1)), 3),
+    "drafter far off": (Case(P3 * 3, -P3 * 3, (1, 1)), 3),
+    "filters on both": (Case(P3, Q3, (1, 1), target_settings=FILTERS, draft_settings=(("min_p", 0.3),)), 3),
+    "reduced draft vocabulary": (Case(P4, Q4[:, :2].contiguous(), (1, 1), draft_to_target=(3, 1)), 3),
+    "mask on the target": (Case(P3, Q3, (1, 1), allowed=(0, 2)), 3),
+    "mask on both": (Case(P4, Q4, (1, 1), allowed=(0, 3), mask_drafts=True), 3),
+    "deterministic siblings": (deterministic(Case(P4, Q4, (3, (1, 0, 0)))), 3),
+    "deterministic, then sampled": (Case(P3, Q3, (1, 1), deterministic_depths=(0,)), 3),
+    "target at temperature 0": (Case(P3, Q3, (2,), target_settings=(("temperature", 0.0),)), 3),
+    "3 siblings without replacement": (Case(P4, Q4, (3,)), 1),
+    "siblings until nothing is left": (Case(P3, Q3, (3,)), 2),
+    "fewer ids than siblings": (Case(P3, Q3, (3,), draft_settings=(("top_k", 2),)), 2),
+    "2 siblings with replacement": (Case(P3, Q3, (2,), replacement=True), 2),
+    "tree 2x2 without replacement": (Case(P2, Q2, (2, 2)), 3),
+    "tree 2x2 with replacement": (Case(P2, Q2, (2, 2), replacement=True), 2),
+    "uneven tree": (Case(P2, Q2, (2, (1, 0), (2,))), 3),
+    "uneven tree with replacement": (Case(P2, Q2, (1, (2,), (0, 1)), replacement=True), 2),
+}
+PLUS_ONE = {
+    "chain of 2": (Case(P3, Q3, (1, 1)), 3),
+    "2 children": (Case(P4, Q4, (2,)), 3),
+    "3 children": (Case(P4, Q4, (3,)), 2),
+    "all ids": (Case(P3, Q3, (3,)), 3),
+    "tree 2x2": (Case(P3, Q3, (2, 2)), 3),
+    "tree 1x2": (Case(P3, Q3, (1, 2)), 3),
+    "fewer ids than children": (Case(P3, Q3, (3,), draft_settings=(("top_k", 2),)), 2),
+    "filters on both": (Case(P4, Q4, (2, 1), target_settings=FILTERS, draft_settings=(("top_p", 0.7),)), 3),
+    "reduced draft vocabulary": (Case(P4, Q4[:, :2].contiguous(), (2,), draft_to_target=(3, 1)), 2),
+    "mask on the target": (Case(P4, Q4, (2,), allowed=(0, 2)), 2),
+    "mask on both": (Case(P4, Q4, (2,), allowed=(0, 1, 3), mask_drafts=True), 3),
+    "deterministic": (deterministic(Case(P4, Q4, (3,))), 3),
+    "target at temperature 0": (Case(P3, Q3, (2,), target_settings=(("temperature", 0.0),)), 3),
+}
+CASES |= {f"traversal, {name}": (replace(case, rule="traversal"), length) for name, (case, length) in BOTTOM_UP.items()}
+CASES |= {
+    f"greedy_plus_one, {name}": (replace(case, rule="greedy_plus_one"), length)
+    for name, (case, length) in PLUS_ONE.items()
 }
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from python_ref.ops import law, mass, philox, race, sample, verify, walk
+from python_ref.ops import drafts, law, mass, philox, race, rejection, residual, sample, walk
 from python_ref.ops.philox import COIN, RESIDUAL, Place
 
 from .decoding import Case
@@ -32,23 +32,23 @@ def skip_duplicate_siblings(patch):
 
 
 def keep_q_without_normalising(patch):
-    patch.setattr(verify, "_without", lambda q, token: q.without([token]))
+    patch.setattr(residual, "without", lambda q, token: q.without([token]))
 
 
 def keep_q_after_a_draw_without_replacement(patch):
-    patch.setattr(verify, "_without", lambda q, token: q)
+    patch.setattr(residual, "without", lambda q, token: q)
 
 
 def share_residual_noise_with_drafts(patch):
-    patch.setattr(verify, "RESIDUAL", philox.DRAFT)
+    patch.setattr(rejection, "RESIDUAL", philox.DRAFT)
 
 
 def share_coins_with_drafts(patch):
     real = race.coin
     patch.setattr(race, "coin", real)  # the enumerator replaces it; the place is what is wrong
-    patch.setattr(verify, "COIN", philox.DRAFT)
+    patch.setattr(rejection, "COIN", philox.DRAFT)
     moved = lambda *a: Place(a[0], a[1], a[2], a[3], a[4] - 1 if a[2] == philox.DRAFT else a[4])  # noqa: E731
-    patch.setattr(verify, "Place", moved)
+    patch.setattr(rejection, "Place", moved)
 
 
 def use_raw_q(patch):
@@ -59,19 +59,19 @@ def use_raw_q(patch):
         row = law.read_row(self.logits[walk.nodes.first + node])
         return raw(row.logits, self.settings[walk.request]).normalised()
 
-    patch.setattr(verify._Drafts, "law", draft_law)
+    patch.setattr(drafts.Drafts, "law", draft_law)
 
 
 def forget_the_residual(patch):
-    patch.setattr(verify, "_residual", lambda p, q: p)
+    patch.setattr(residual, "residual", lambda w, q: w)
 
 
 def residual_of_the_first_child_only(patch):
     target = {}
 
-    def residual(p, q):
-        target.setdefault("p", p)
-        return target["p"].minus(q).normalised()
+    def first_residual(w, q):
+        target.setdefault("w", w)
+        return target["w"].minus(q)
 
     def forgetful(walk, node):
         target.clear()
@@ -79,7 +79,7 @@ def residual_of_the_first_child_only(patch):
 
     real = walk.Walk.row
     patch.setattr(walk.Walk, "row", forgetful)
-    patch.setattr(verify, "_residual", residual)
+    patch.setattr(residual, "residual", first_residual)
 
 
 def accept_by_reversed_ratio(patch):
@@ -87,9 +87,11 @@ def accept_by_reversed_ratio(patch):
 
 
 def forget_the_normaliser(patch):
-    real = mass.Mass.normalised
-    patch.setattr(verify, "_residual", lambda p, q: p.minus(q))
-    patch.setattr(mass.Mass, "normalised", real)
+    def reject(self, token):
+        self.w = residual.residual(self.w, self.law_of(token))
+        self.q = residual.without(self.q, token)
+
+    patch.setattr(residual.Residual, "reject", reject)
 
 
 def drop_from_counter(patch, **fields):
@@ -166,8 +168,8 @@ def test_a_counter_without_depth_is_found(monkeypatch):
 
 
 SHIFTED = {
-    "coin": (verify, COIN, "chain"),
-    "residual": (verify, RESIDUAL, "tree"),
+    "coin": (rejection, COIN, "chain"),
+    "residual": (rejection, RESIDUAL, "tree"),
     "draft": (sample, philox.DRAFT, "chain"),
     "target": (sample, philox.TARGET, "match"),
 }

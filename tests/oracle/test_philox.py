@@ -52,3 +52,10 @@ def test_a_negative_seed_is_its_bits():
     index = torch.arange(3)
     for ours, same in zip(words(Place(-1, 0, 0), index), words(Place(2**64 - 1, 0, 0), index), strict=True):
         assert torch.equal(ours, same)
+
+
+def test_single_precision_has_no_tail():
+    """A uniform number rounds to 1 near the end, and its exponential is infinite: such an id would never win."""
+    ends = torch.tensor([ALL - 1, ALL])
+    single = -torch.log1p(-((ends.float() + 0.5) * 2.0**-32))
+    assert bool(torch.isinf(single).all()) and bool(torch.isfinite(exponential(ends)).all())

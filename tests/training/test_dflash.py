@@ -3,20 +3,22 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
 
+import python_ref.ops as ops
 from python_ref.models import ModelConfig, Transformer
 from python_ref.models.dflash import DFlash, DFlashConfig
 from python_ref.models.dflash_checkpoint import load_dflash
 from python_ref.models.rotary import rotate
 from python_ref.models.transformer import causal
-from python_ref.training import dflash
+from python_ref.training import clock, dflash, export
 from python_ref.training.data import Encoded
 from python_ref.training.evaluate import block_acceptance
 from python_ref.training.generate import continuations
-from python_ref.training.recipes import DFlashRecipe, Recipe
+from python_ref.training.recipes import RECIPES, DFlashRecipe, Recipe
 from python_ref.training.train import initialize, train
 
 TARGET = Recipe("target", 32, 6, 4, 2, 48, tokens=4096, head_dim=8, vocab_size=90)
@@ -161,14 +163,17 @@ def test_which_drafts_are_the_text(target):
     assert torch.equal(flags, torch.stack(wanted))
 
 
-def test_acceptance_is_counted_along_the_text_of_the_target(target):
+@pytest.mark.parametrize("nodes", [0, 60])
+def test_acceptance_is_counted_along_the_text_of_the_target(nodes, target):
     """As a walk through the text, block by block; and of a target that is sure of everything, all is accepted."""
     drafter = drafter_of(target)
     prompts = torch.randint(90, (2, 6), generator=torch.Generator().manual_seed(8))
-    tokens, shares = block_acceptance(target, drafter, prompts, temperature=0.0, new=40)
+    tokens, shares = block_acceptance(target, drafter, prompts, temperature=0.0, nodes=nodes, ranks=50, new=40)
     walked = []
     for text in continuations(target, prompts, 40, 0.0):
-        flags, place = dflash.agreement(drafter, target, text, 5).tolist(), 0
+        where, place = (drafter, target, text, 5), 0
+        found = dflash.tree_agreement(*where, nodes, 50) if nodes else dflash.agreement(*where)
+        flags = found.tolist()
         while place < len(flags):
             accepted = ([*flags[place], False]).index(False)
             if place + accepted + 1 <= len(flags):
@@ -176,6 +181,63 @@ def test_acceptance_is_counted_along_the_text_of_the_target(target):
             place += accepted + 1
     assert tokens == pytest.approx(1 + sum(walked) / len(walked))
     assert shares == pytest.approx([sum(a > i for a in walked) / len(walked) for i in range(4)])
+
+
+def test_which_tokens_are_a_path_of_the_tree(target):
+    """Against all paths of the tree, one by one; a tree of two nodes is the best token alone."""
+    drafter = drafter_of(target)
+    text = torch.randint(90, (40,), generator=torch.Generator().manual_seed(9))
+    _, features = target(text, torch.arange(40), causal(1), features=drafter.features)
+    chains = dflash.agreement(drafter, target, text, 2)
+    assert torch.equal(dflash.tree_agreement(drafter, target, text, 2, 2, 1)[:, 0], chains[:, 0])
+    flags = dflash.tree_agreement(drafter, target, text, 2, 60, 20)
+    depths = set()
+    for row, root in enumerate(range(2, 40 - 5 + 1)):
+        laws = drafter.logits(block_at(drafter, features, text, root)[1:]).log_softmax(-1)[None]
+        scores, ids = laws.topk(20)
+        tree = ops.tree.best_first(text[None, root], scores, ids, 60)
+        paths = set()
+        for node in range(1, int(tree.ends[0])):
+            path = []
+            while node > 0:
+                path.insert(0, int(tree.tokens[node]))
+                node = int(tree.parents[node])
+            paths.add(tuple(path))
+        depth = max(d for d in range(5) if d == 0 or tuple(text[root + 1 : root + 1 + d].tolist()) in paths)
+        assert flags[row].tolist() == [True] * depth + [False] * (4 - depth)
+        depths.add(depth)
+    assert {0, 1} <= depths
+
+
+def test_the_card_says_what_the_newest_rows_say(tmp_path):
+    columns = (
+        "drafter,temperature,batch,num_draft,nodes,tokens_per_step,step_ms,tokens_per_s,share_of_best,device,threads"
+    )
+    rows = [f"dflash,0.0,4,{n},0,{1 + n / 4},{8 + n},{100 + n},{0.9 + n / 100},a machine,2" for n in range(4)]
+    trees = ["ddtree,0.0,4,0,16,1.0,9,90,0.5,a machine,2", "ddtree,0.0,4,3,16,2.5,20,99,0.9,a machine,2"]
+    assert clock.section(tmp_path, 4, 16) == ""
+
+    def write(name, *lines):
+        (tmp_path / name).write_text("\n".join((columns, *lines)) + "\n")
+
+    write("drafts-z-2026-01-01.csv", *rows, *trees)
+    text = clock.section(tmp_path, 4, 16)
+    assert "| drafts verified | 0 | 1 | 2 | 3 |\n|---|---|---|---|---|\n" in text
+    assert "| tokens per step | 1.00 | 1.25 | 1.50 | 1.75 |\n" in text
+    assert "Hence the 4 rows of a block. 3 drafts are the fastest, at 103 tokens/s." in text
+    assert "gives 2.50 tokens per step and 1.10 times the tokens/s" in text and "a row give 1.03 times" in text
+    write("drafts-a-2026-02-01.csv", *(row.replace("a machine", "another") for row in rows + trees))
+    assert "2 threads of another\n(`bench/results/drafts-a-2026-02-01.csv`)" in clock.section(tmp_path, 4, 16)
+    write("drafts-b-2026-03-01.csv", *rows)  # no trees
+    assert "another" in clock.section(tmp_path, 4, 16) and clock.section(tmp_path, 5, 16) == ""
+
+
+def test_the_shipped_card_says_what_its_rows_say():
+    recipe = RECIPES["pystdlib-dflash"]
+    card = (export.ASSETS / recipe.name / "README.md").read_text(encoding="utf-8")
+    (name,) = re.findall(r"`bench/results/(.*?)`", card)
+    section = clock.section_of(clock.RESULTS / name, recipe.block_size, 16)
+    assert section and section in card and "| the same in best-first trees of 16 nodes | " in card
 
 
 def data_of(target):

@@ -28,6 +28,7 @@ from specdec_kernels.triton import (
     arrivals,
     best_first,
     draft,
+    expect,
     inject,
     kv,
     law,
@@ -44,9 +45,11 @@ ARCHITECTURES = (80, 90, 100)
 _POINTERS = {
     "*bf16": "logits draft_logits",
     "fp32": "eps",
+    "fp64": "first second",
     "*fp32": "temperature top_p min_p draft_temperature draft_top_p draft_min_p tops sums draft_tops draft_sums "
-    "logprobs lse scores log_probs child_scores key_scale value_scale angles",
-    "*fp64": "masses draft_masses heads",
+    "logprobs lse divergence given scores log_probs child_scores key_scale value_scale angles token_mean "
+    "traversal_mean plus_one_mean bound",
+    "*fp64": "masses draft_masses heads kept",
     "*i32": "top_k draft_top_k cu_nodes parents depths ends nans owners draft_nans status num_tokens path allowed "
     "draft_allowed counts names tree_slots candidates space live indptr paths num_paths beams cu_queries "
     "node_slots",
@@ -68,6 +71,7 @@ _DRAFTS = [
     if name in _TYPES and (name.startswith("draft_") or name == "target_to_draft")
 ]
 _DRAFT_MAPS = ["draft_to_target", "target_to_draft", "draft_allowed", "draft_allowed_rows"]
+_NO_LOSS = ["given", "kept", "divergence"]
 _SETTINGS = ["temperature", "top_k", "top_p", "min_p", "seed", "context_lens", "cuts", "masses"]
 
 _WIDE = {"TILE": 4096, "NB": 64}
@@ -105,23 +109,41 @@ CASES: list[tuple[str, Any, list[str], dict[str, Any]]] = [
     ("next block", draft.block_kernel, [], {"PAGE": 16, "TILE": 16}),
     ("ngram_lookup", draft.ngram_lookup_kernel, [], {"TILE": 1024, "NUM": 8}),
     ("scan of rows", law.scan_kernel, [*_MASKED, *_MAPS, "rows", "cu_nodes", "parents", "ends"],
-     {"OF_CHILDREN": False, "TILE": 4096, "SEARCH": 64}),
-    ("scan of mapped children", law.scan_kernel, ["requests"], {"OF_CHILDREN": True, "TILE": 4096, "SEARCH": 64}),
+     {"OF_CHILDREN": False, "TEMPERATURE": 0.0, "TILE": 4096, "SEARCH": 64}),
+    ("scan of mapped children", law.scan_kernel, ["requests"],
+     {"OF_CHILDREN": True, "TEMPERATURE": 0.0, "TILE": 4096, "SEARCH": 64}),
     ("filters", law.law_kernel, _MAPS, _WIDE),
     ("sample", sample.sample_kernel, _MASKED, {"FILTERED": True, **_WIDE}),
     ("draft, arrivals", sample.draft_kernel, ["id_of"], {"MODE": 0, "FILTERED": True, "NUM": 8, **_WIDE}),
     ("heads of arrivals", arrivals.heads_kernel, _MASKED, _WIDE),
     ("draft, mapped and coupled", sample.draft_kernel, _MASKED, {"MODE": 2, "FILTERED": True, "NUM": 8, **_WIDE}),
-    ("greedy", verify.verify_kernel, [*_DRAFTS, *_SETTINGS],
+    ("greedy", verify.verify_kernel, [*_DRAFTS, *_SETTINGS, *_NO_LOSS],
      {**_RULE, "RULE": 0, "FILTERED": False, "MODE": 2, **_WIDE}),
-    ("match", verify.verify_kernel, [*_DRAFTS, *_MASKED], {**_RULE, "RULE": 1, **_WIDE}),
-    ("rejection", verify.verify_kernel, [*_DRAFT_MAPS, *_MASKED], {**_RULE, "RULE": 2, **_NARROW}),
-    ("rejection, wide", verify.verify_kernel, [*_DRAFT_MAPS, *_MASKED], {**_RULE, "RULE": 2, **_WIDE}),
+    ("match", verify.verify_kernel, [*_DRAFTS, *_MASKED, *_NO_LOSS], {**_RULE, "RULE": 1, **_WIDE}),
+    ("rejection", verify.verify_kernel, [*_DRAFT_MAPS, *_MASKED, *_NO_LOSS], {**_RULE, "RULE": 2, **_NARROW}),
+    ("rejection, wide", verify.verify_kernel, [*_DRAFT_MAPS, *_MASKED, *_NO_LOSS], {**_RULE, "RULE": 2, **_WIDE}),
+    ("bottom-up", verify.verify_kernel, [*_DRAFT_MAPS, *_MASKED, "given", "divergence"],
+     {**_RULE, "RULE": 3, **_WIDE}),
+    ("greedy plus one", verify.verify_kernel, [*_DRAFT_MAPS, *_MASKED, *_NO_LOSS], {**_RULE, "RULE": 4, **_WIDE}),
+    ("expect", expect.expect_kernel, [*_DRAFT_MAPS, *_MASKED],
+     {"REPLACEMENT": False, "FILTERED": True, "DRAFT_FILTERED": False, **_WIDE}),
+    ("threshold", verify.verify_kernel, [*_DRAFTS, *_MASKED, "given", "kept"], {**_RULE, "RULE": 5, **_WIDE}),
+    ("typical", verify.verify_kernel, [*_DRAFTS, *_MASKED, "given"], {**_RULE, "RULE": 6, **_WIDE}),
+    ("relaxed", verify.verify_kernel, [*_DRAFTS, *_MASKED, *_SETTINGS, "kept"],
+     {**_RULE, "RULE": 7, "FILTERED": False, **_WIDE}),
+    ("synthetic", verify.verify_kernel, [*_DRAFTS, *_MASKED, "kept"], {**_RULE, "RULE": 8, **_WIDE}),
 ]  # fmt: skip
 
 #: What is compiled for one architecture only, because it takes long or differs in its reads alone.
 ONCE = (
     "rejection, wide",
+    "bottom-up",
+    "greedy plus one",
+    "expect",
+    "threshold",
+    "typical",
+    "relaxed",
+    "synthetic",
     "match",
     "scan of mapped children",
     "draft, mapped and coupled",

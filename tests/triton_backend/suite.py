@@ -6,7 +6,17 @@ are interpreted. On a GPU it runs as it is: ``pytest tests/triton_backend/suite.
 
 import pytest
 import torch
-from agreement import bad_data, calls, compare, inject_cases, kv_cases, sample_cases, tree_cases, verify_cases
+from agreement import (
+    bad_data,
+    calls,
+    compare,
+    expect_cases,
+    inject_cases,
+    kv_cases,
+    sample_cases,
+    tree_cases,
+    verify_cases,
+)
 from agreement.cases import Draw
 
 import python_ref.ops as oracle
@@ -14,6 +24,16 @@ import specdec_kernels as sk
 
 BACKEND = "triton"
 VERIFY = ("verify_greedy", "verify_match", "verify_rejection")
+
+# Rules beside those: name -> op, rule, seeds of usual calls, of odd ones: few, of which each meets what others do not.
+RULES = {
+    "block or traversal": ("verify_rejection", "traversal", (7139, 7154, 7183), (7228, 7278)),
+    "greedy_plus_one": ("verify_rejection", "greedy_plus_one", (7215,), (7009,)),
+    "threshold": ("verify_threshold", None, (7094, 7196, 7211), (7253,)),
+    "typical": ("verify_typical", None, (), (7228, 7234)),
+    "relaxed": ("verify_relaxed", None, (7194, 7211), (7076,)),
+    "synthetic": ("verify_synthetic", None, (7091,), (7103,)),
+}
 
 
 def near(tally):
@@ -28,12 +48,24 @@ def test_decisions_equal_the_oracle(op, odd):
     for seed in range(count if odd else count // 2):
         options = {} if odd else {"kinds": ("normal", "peaked")}
         make = sample_cases.Case if op.startswith("sample") else verify_cases.Case
+        options |= {"rule": "token"} if op == "verify_rejection" else {}
         case = make(op, 7000 + seed, odd=odd, **options)
         calls.check(BACKEND, op, case.strided() if seed % 2 else case.arguments, tally)
     near(tally)
 
 
-@pytest.mark.parametrize("op", VERIFY)
+@pytest.mark.parametrize("name", RULES)
+def test_rules_decide_as_the_oracle(name):
+    op, rule, usual, odd = RULES[name]
+    tally = compare.Tally(f"{name}, {BACKEND}")
+    for number, seed in enumerate((*usual, *odd)):
+        options = {"kinds": ("normal", "peaked"), "odd": False} if seed in usual else {}
+        case = verify_cases.Case(op, seed, batch=2, rule=rule, **options)
+        calls.check(BACKEND, op, case.strided() if number % 2 else case.arguments, tally)
+    near(tally)
+
+
+@pytest.mark.parametrize("op", [*VERIFY, "verify_typical"])
 def test_malformed_batches(op):
     tally = compare.Tally(f"{op}, malformed, {BACKEND}")
     for seed in range(3):
@@ -80,13 +112,70 @@ def test_drafts_of_several_blocks(options, mapped):
     near(tally)
 
 
-@pytest.mark.parametrize("op", VERIFY[1:])
-def test_trees_of_several_blocks(op):
-    tally = compare.Tally(f"{op}, V=4101, {BACKEND}")
-    for seed in (0, 3):
-        arguments = calls.call(op, seed, odd=False, vocab=4101, batch=1, nodes=4, depth=2, kinds=("peaked",))
-        calls.check(BACKEND, op, arguments, tally)
+@pytest.mark.parametrize("name", ["match", "rejection", *RULES])
+def test_trees_of_several_blocks(name):
+    op, rule = RULES.get(name, (f"verify_{name}", "token"))[:2]
+    tally = compare.Tally(f"{name}, V=4101, {BACKEND}")
+    for seed in (0, 3)[: 1 + (name in ("match", "rejection"))]:
+        options = {"odd": False, "vocab": 4101, "batch": 1, "nodes": 4, "depth": 2, "kinds": ("peaked",)}
+        calls.check(BACKEND, op, calls.call(op, seed, rule=rule, **options), tally)
     near(tally)
+
+
+def _one_child(token, logits, requests=1, **arguments):
+    """Requests with a root and a child."""
+    tree = sk.tree.from_chains(torch.tensor([[0, token]] * requests), backend="reference")
+    sampling = sk.Sampling.of(requests, seed=list(range(requests)))
+    return {
+        "tree": tree,
+        "logits": logits,
+        "sampling": sampling,
+        "context_lens": torch.zeros(requests).int(),
+    } | arguments
+
+
+def test_what_a_path_is_cut_from_is_not_read():
+    logits = torch.tensor([[0.0, 3.0], [torch.nan, 0.0]])
+    arguments = _one_child(1, logits, draft_logits=logits, rule="block")
+    arguments["draft_sampling"] = arguments["sampling"]
+    for limit, status in ((1, 0), (2, 1)):
+        arguments["max_tokens"] = torch.tensor([limit])
+        result = compare.verify(BACKEND, "verify_rejection", arguments, compare.Tally(f"cut at {limit}, {BACKEND}"))
+        assert result.num_tokens.tolist() == [limit] and result.status.tolist() == [status]
+
+
+def test_chosen_children_without_their_row_are_absent():
+    i32 = torch.int32
+    columns = ([-1, 0, 0], [0, 1, 1], [3, 2, 3])
+    tree = sk.TokenTree(
+        torch.tensor([0, 3], dtype=i32), torch.tensor([0, 1, 2]), *(torch.tensor(c, dtype=i32) for c in columns), 3, 1
+    )
+    logits = torch.tensor([[0.0, 60.0, 0.0]] * 3)
+    for row, tokens, status in ((7, [1, -1], 8), (0, [1, 1], 0)):
+        rows = torch.tensor([row, 0, 0])
+        arguments = _one_child(1, logits, draft_logits=logits, rule="greedy_plus_one", draft_rows=rows, tree=tree)
+        arguments["draft_sampling"] = arguments["sampling"]
+        result = compare.verify(BACKEND, "verify_rejection", arguments, compare.Tally(f"row {row}, {BACKEND}"))
+        assert result.tokens.tolist() == [tokens] and result.status.tolist() == [status]
+
+
+def test_what_thresholds_leave_in_other_blocks():
+    logits = torch.zeros(8, 4101)
+    logits[:, [5, 4098]] = torch.tensor([20.0, 19.5])
+    arguments = _one_child(5, logits, requests=4)
+    result = compare.verify(BACKEND, "verify_threshold", arguments, compare.Tally(f"other blocks, {BACKEND}"))
+    assert set(result.tokens[:, 0].tolist()) == {5, 4098}
+
+
+@pytest.mark.parametrize("kind", ["usual", "odd", "several blocks"])
+def test_means_equal_the_oracle(kind):
+    options = {"odd": kind == "odd", "batch": 2, "nodes": 5}
+    if kind == "several blocks":
+        options |= {"vocab": 4101, "batch": 1, "nodes": 4, "depth": 2}
+    for seed in range(1 if "vocab" in options else 5):
+        arguments = expect_cases.arguments_of(7200 + seed, kinds=("normal", "peaked"), **options)
+        made = compare.run(BACKEND, "verify_expect", arguments)
+        assert all(expect_cases.same(made, oracle.verify.expect(**arguments))), f"seed {seed}"
 
 
 def test_many_children():

@@ -243,6 +243,56 @@ void exact_weights(const Law& law, double* to) {
   }
 }
 
+// log(sum w) - sum(w log w) / sum w, where log w = (l - max) / T; what underflows counts as 0.
+double entropy(const Law& law, int threads) {
+  const double per_unit = 1.0 / law.settings.temperature;
+  double sum = 0.0;
+  if (law.is_short) {
+    for (int i = 0; i < law.count; ++i) {
+      const double w = law.weight(law.logits[i], law.ids[i]);
+      if (w > 0) sum += w * (((double)law.max - law.logits[i]) * per_unit);
+    }
+  } else {
+    const bool extreme = Weigher(law.settings.temperature).extreme();  // differences may overflow single precision
+    std::vector<double> sums((size_t)law.source.blocks(), 0.0);
+    for_pieces(law.source.blocks(), threads, [&](int64_t b) {
+      if (law.block_max[(size_t)b] == kNothing || law.block_max[(size_t)b] < law.cut.logit) return;
+      alignas(64) float buffer[kBlock], weights[kBlock];
+      const Block block = load_block(law.source, b, buffer);
+      weigh_block(law, b, block, law.max, weights);
+      if (extreme) {
+        double& part = sums[(size_t)b];
+        for (int i = 0; i < block.count; ++i) {
+          if (weights[i] > 0) part += weights[i] * (((double)law.max - block.logits[i]) * per_unit);
+        }
+        return;
+      }
+      const F16 zero = broadcast(0.0f), most = broadcast(law.max);
+      F16 total = zero;
+      for (int i = 0; i < block.count; i += kLanes) {
+        const F16 w = load(weights + i);
+        total = total + keep(w > zero, w * (most - load(block.logits + i)));
+      }
+      sums[(size_t)b] = specdec::cpu::SPECDEC_ISA::sum(total) * per_unit;
+    });
+    for (const double part : sums) sum += part;
+  }
+  const double nats = log_double(law.total) + sum / law.total;
+  return nats > 0.0 ? nats : 0.0;
+}
+
+int64_t rank_of(const Law& law, int64_t id, int64_t most) {
+  alignas(64) float buffer[kBlock];
+  const float logit = logit_of(law.source, id);
+  int64_t rank = 0;
+  for (int64_t b = 0; b < law.source.blocks() && rank < most; ++b) {
+    if (law.block_max[(size_t)b] < logit) continue;
+    const Block block = load_block(law.source, b, buffer);
+    for (int i = 0; i < block.count; ++i) rank += is_better(block.logits[i], b * kBlock + i, logit, id);
+  }
+  return rank < most ? rank : most;
+}
+
 int64_t best_id(const Law& law) {
   if (law.dead()) return -1;
   int64_t best = kLastId;

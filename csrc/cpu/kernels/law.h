@@ -109,6 +109,12 @@ void remove(Law& law, int64_t id);
 // The law's weights in double precision of the short form, what was removed at 0.
 void exact_weights(const Law& law, double* to);
 
+// The entropy of a law that is not dead, in nats.
+double entropy(const Law& law, int threads);
+
+// How many ids of a scanned row come before one that has a logit in it, up to `most`.
+int64_t rank_of(const Law& law, int64_t id, int64_t most);
+
 // The best id of a scanned row; -1 at a dead end.
 int64_t best_id(const Law& law);
 

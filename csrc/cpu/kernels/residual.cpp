@@ -14,15 +14,26 @@ namespace {
 constexpr double kLeast = 1e-30;
 }  // namespace
 
-void Residual::begin(const Law& p, const Law* q, bool replacement, int threads) {
+void Residual::begin(const Law& p, const Law* q, bool replacement, int threads, double budget) {
   p_ = &p;
   q_ = q;
   replacement_ = replacement;
   threads_ = threads;
+  first_budget_ = budget_ = budget;
   q_left_ = q == nullptr ? 1.0 : q->total;
   rejected_.clear();
   q_rest_.clear();
   inverse_.clear();
+}
+
+void Residual::exclude(const std::vector<int64_t>& ids) {
+  if (q_ == nullptr || q_->dead() || ids.empty()) return;
+  for (const int64_t id : ids) {
+    rejected_.push_back(id);
+    q_rest_.push_back(__builtin_inf());
+    inverse_.push_back(1.0);
+  }
+  q_left_ = drafts_left();
 }
 
 bool Residual::is_rejected(int64_t id, size_t among) const {
@@ -53,8 +64,14 @@ bool Residual::reject(int64_t id) {
   q_rest_.push_back(q_left_);
   inverse_.push_back(1.0);
   const double sum = p_->is_short ? sum_short() : sum_dense();
-  if (!(sum > kLeast)) return false;
-  inverse_.back() = 1.0 / sum;
+  if (budget_ < 1.0) {
+    const double reached = sum + (1.0 - budget_);
+    inverse_.back() = 1.0 / reached;
+    budget_ = sum / reached;
+  } else {
+    if (!(sum > kLeast)) return false;
+    inverse_.back() = 1.0 / sum;
+  }
   if (q_ != nullptr && !q_->dead() && !replacement_) q_left_ = drafts_left();
   return true;
 }
@@ -79,7 +96,7 @@ double Residual::sum_short() {
   values_.resize((size_t)p_->count);
   double sum = 0.0;
   for (int i = 0; i < p_->count; ++i) {
-    values_[(size_t)i] = fold(p_->weight(p_->logits[i], p_->ids[i]) / p_->total, p_->ids[i]);
+    values_[(size_t)i] = fold(first_budget_ * (p_->weight(p_->logits[i], p_->ids[i]) / p_->total), p_->ids[i]);
     sum += values_[(size_t)i];
   }
   return sum;
@@ -88,7 +105,7 @@ double Residual::sum_short() {
 double Residual::sum_dense() {
   const int64_t blocks = p_->source.blocks();
   masses_.resize((size_t)blocks);
-  double scale = 1.0 / p_->total;
+  double scale = first_budget_ / p_->total;
   for (const double inverse : inverse_) scale *= inverse;
   for_pieces(blocks, threads_, [&](int64_t b) {
     double& mass = masses_[(size_t)b];
@@ -115,7 +132,7 @@ int Residual::fill_block(int64_t block, float* weights) const {
   const Block target_block = load_block(p_->source, block, buffer);
   const int count = target_block.count;
   weigh_block(*p_, block, target_block, p_->max, weights);
-  const F16 p_scale = broadcast((float)(1.0 / p_->total)), zero = broadcast(0.0f);
+  const F16 p_scale = broadcast((float)(first_budget_ / p_->total)), zero = broadcast(0.0f);
   if (q_ == nullptr || q_->dead()) {
     double product = 1.0;
     for (const double inverse : inverse_) product *= inverse;

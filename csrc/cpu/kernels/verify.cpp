@@ -1,26 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// greedy, match, rejection: one walk down the tree of each request. At a node a rule decides one token. Either it is
-// that of a child, which is then visited, or it is the request's last token.
+// The rules that go down the tree of each request: at a node one token is decided. Either it is that of a child, which
+// is then visited, or it is the request's last token.
 //
 // Who does what: requests are spread over threads; where they are fewer than the threads, requests come one after the
 // other and the blocks of their rows are spread. Memory traffic: the rows of visited nodes, once; again under filters,
-// and for a rejected draft. Deterministic, independent of the batch and of the number of threads.
+// and for a draft that comes to nothing. Deterministic, independent of the batch and of the number of threads.
 #include "verify.h"
 
-#include <memory>
+#include <algorithm>
 
 #include "parallel.h"
-#include "residual.h"
+#include "verify_request.h"
 
 SPECDEC_ISA_BEGIN
 namespace {
-
-// What one thread needs; its size does not depend on the vocabulary, but for a few numbers per 4,096 ids. It is made by
-// the first call and kept; only for the instruction set that is in use.
-struct Workspace {
-  Law target, draft, raw;
-  Residual residual;
-};
 
 Workspace& workspace_of_thread() {
   static thread_local std::unique_ptr<Workspace> workspace;
@@ -28,172 +21,196 @@ Workspace& workspace_of_thread() {
   return *workspace;
 }
 
-class Walk {
+struct Step {
+  int64_t token;
+  int32_t child;  // visited next; -1: none
+  double divergence = 0.0;
+};
+
+class Decider {
  public:
-  Walk(const VerifyParams& p, int64_t request, int threads, Workspace& space)
-      : p_(p), call_(p.call), request_(request), threads_(threads), space_(space), p_law_(space.target) {
-    settings_ = p.settings_of(request);
+  Decider(Request& request) : request_(request), p_(request.p), visit_(request.space.visit(0)), law_(visit_.target) {}
+
+  Step at(int32_t node) {
+    request_.read(node, law_);
+    if (law_.dead()) return {-1, -1};
+    if (p_.rule == Rule::synthetic) return at_given_rates(node);
+    if (p_.rule == Rule::relaxed) return near_the_best(node);
+    if (is_greedy(request_.settings)) return follow(node, best_id(law_));
+    switch (p_.rule) {
+      case Rule::rejection:
+        return accept_or_reject(node);
+      case Rule::greedy_plus_one:
+        return sampled_or_chosen(node);
+      case Rule::threshold:
+        return above_thresholds(node);
+      default:
+        return follow(node, request_.plain_draw(law_, node));
+    }
   }
 
-  void run() {
-    const int64_t width = call_.width(), limit = call_.limit(request_);
-    int32_t node = -1;
-    if (!call_.active || call_.active[request_]) {
-      nodes_ = open_request(call_.tree, request_);
-      if (nodes_.malformed) status_ |= kStatusMalformed;
-      if (nodes_.count > 0) node = 0;
-    }
-    int64_t emitted = 0;
-    while (node >= 0 && emitted < limit) {
-      const Step step = visit(node);
-      if (step.token < 0) status_ |= kStatusDeadEnd;
-      write(emitted++, step.token, node);
-      node = step.child;
-    }
-    call_.num_tokens[request_] = static_cast<int32_t>(emitted);
-    call_.status[request_] = status_;
-    for (int64_t i = emitted; i < width; ++i) write(i, -1, -1);
-  }
+  const Law& law() const { return law_; }
 
  private:
-  struct Step {
-    int64_t token;
-    int32_t child;  // visited next; -1: none
-  };
-
-  int64_t owner(int32_t node) const { return nodes_.first + node; }
-  // A root that stands alone in a malformed tree has depth 0, whatever is written there.
-  int64_t depth(int32_t node) const { return node == 0 ? 0 : call_.tree.depths[owner(node)]; }
-  int64_t position(int32_t node) const { return p_.context_lens[request_] + depth(node) + 1; }
-  Place place(int32_t node, Stream stream, int64_t counted_node) const {
-    return make_place(p_.sampling.seed[request_], position(node), stream, depth(node), counted_node, 0);
-  }
-
-  Step visit(int32_t node) {
-    source_ = row_source(call_.logits, call_.row_of(owner(node)));
-    if (source_.data == nullptr) status_ |= kStatusMalformed;
-    source_.mask = call_.mask.of(owner(node));
-    if (is_greedy(settings_)) {
-      scan_maxima(p_law_, source_, threads_);
-    } else {
-      find_law(p_law_, source_, settings_, threads_);
-    }
-    if (p_law_.nan) status_ |= kStatusNan;
-    if (p_law_.dead()) return {-1, -1};
-    if (is_greedy(settings_)) return follow(node, best_id(p_law_));
-    if (p_.rule == Rule::rejection) return accept_or_reject(node);
-    return follow(node, draw(p_law_, make_place(p_.sampling.seed[request_], position(node), Stream::target, 0, 0, 0)));
-  }
-
   Step follow(int32_t node, int64_t token) const {
     if (token < 0) return {-1, -1};
-    return {token, child_with_token(call_.tree, nodes_, node, token)};
+    return {token, child_with_token(request_.call.tree, request_.nodes, node, token)};
+  }
+
+  // Begins with the children of a node: the first that counts.
+  int32_t begin(int32_t node) {
+    const Law* q = nullptr;
+    int32_t child = request_.first_child(node);
+    if (child < request_.end(node) && !request_.read_drafts(node, visit_.draft, &q)) child = request_.end(node);
+    visit_.residual.begin(law_, q, p_.replacement, request_.threads);
+    return child;
   }
 
   Step accept_or_reject(int32_t node) {
-    const int64_t vocab = call_.logits.columns;
-    const int32_t end = end_of(call_.tree, nodes_, node);
-    int32_t child = present_child(call_.tree, nodes_, node, node + 1, vocab);
-    const Law* q = nullptr;
-    if (child < end && !find_draft_law(node, &q)) child = end;
-    Residual& residual = space_.residual;
-    residual.begin(p_law_, q, p_.replacement, threads_);
-    while (child < end) {
-      const int64_t token = call_.tree.tokens[owner(child)];
-      const double u = coin_at(place(node, Stream::coin, child));
-      if (accepts(residual.target(token), residual.draft(token), u)) return {token, child};
-      if (!residual.reject(token)) return {fall_back(node), -1};
-      child = present_child(call_.tree, nodes_, node, call_.tree.ends[owner(child)], vocab);
+    for (int32_t child = begin(node); child < request_.end(node); child = request_.next_child(node, child)) {
+      const int64_t token = request_.token(child);
+      if (is_accepted(node, child)) return {token, child};
+      if (!visit_.residual.reject(token)) return {fall_back(node), -1};
     }
-    const int64_t token = residual.draw(place(node, Stream::residual, node));
-    return {token < 0 ? fall_back(node) : token, -1};
+    return {draw_residual(node), -1};
+  }
+
+  // The last child was drawn from q without the others, which were chosen.
+  Step sampled_or_chosen(int32_t node) {
+    const int32_t end = request_.end(node), first = begin(node);
+    int32_t sampled = -1;
+    std::vector<int64_t>& chosen = request_.space.ids;
+    chosen.clear();
+    for (int32_t child = first; child < end; child = request_.next_child(node, child)) {
+      if (request_.call.tree.ends[request_.owner(child)] >= end) {
+        sampled = child;
+      } else {
+        chosen.push_back(request_.token(child));
+      }
+    }
+    if (sampled >= 0) {
+      const int64_t token = request_.token(sampled);
+      visit_.residual.exclude(chosen);
+      if (is_accepted(node, sampled)) return {token, sampled};
+      if (!visit_.residual.reject(token)) return {fall_back(node), -1};
+    }
+    const int64_t token = draw_residual(node);
+    for (int32_t child = first; child < end; child = request_.next_child(node, child)) {
+      if (child != sampled && request_.token(child) == token) return {token, child};
+    }
+    return {token, -1};
+  }
+
+  bool is_accepted(int32_t node, int32_t child) const {
+    const int64_t token = request_.token(child);
+    return accepts(visit_.residual.target(token), visit_.residual.draft(token), request_.coin(node, child));
+  }
+
+  int64_t draw_residual(int32_t node) {
+    const int64_t token = visit_.residual.draw(request_.place(node, Stream::residual, node));
+    return token < 0 ? fall_back(node) : token;
   }
 
   // Nothing is left of the target's law, which exact arithmetic does not know: draw from the law itself.
   int64_t fall_back(int32_t node) {
-    status_ |= kStatusFallback;
-    return draw(p_law_, place(node, Stream::residual, node));
+    request_.status |= kStatusFallback;
+    return draw(law_, request_.place(node, Stream::residual, node));
   }
 
-  // The law that the children of a node were drawn from, null if they are deterministic. False if its row is out of
-  // range: the children count as absent.
-  bool find_draft_law(int32_t node, const Law** q) {
-    if (p_.draft_logits.columns == 0) return true;  // none were given
-    const Settings settings = p_.draft_sampling.of(request_);
-    const int64_t row = p_.draft_rows ? p_.draft_rows[owner(node)] : owner(node);
-    if (is_greedy(settings) || (p_.draft_rows && row == -1)) return true;
-    Source source = row_source(p_.draft_logits, row);
-    if (source.data == nullptr) {
-      status_ |= kStatusMalformed;
-      return false;
+  // ---- lossy rules -------------------------------------------------------------------------------------------------
+
+  Step above_thresholds(int32_t node) {
+    const int32_t end = request_.end(node), first = request_.first_child(node);
+    std::vector<int64_t>& seen = request_.space.ids;
+    seen.clear();
+    ThresholdSum sum;
+    Step step{-1, -1};
+    for (int32_t child = first; child < end; child = request_.next_child(node, child)) {
+      const int64_t token = request_.token(child);
+      if (std::find(seen.begin(), seen.end(), token) != seen.end()) continue;  // of equal siblings the first counts
+      seen.push_back(token);
+      if (sum.offer(p_, law_.probability(token), request_.coin(node, first))) step = {token, child};
+      if (sum.sure) break;
     }
-    source.mask = p_.draft_mask.of(owner(node));
-    source.id_of = p_.draft_to_target;
-    source.column_of = p_.target_to_draft;
-    if (source.column_of) source.entries = call_.logits.columns;
-    find_law(space_.draft, source, settings, threads_);
-    if (space_.draft.nan) status_ |= kStatusNan;
-    *q = &space_.draft;
-    return true;
+    step.divergence = sum.divergence;
+    if (step.child >= 0) return step;
+    visit_.residual.begin(law_, nullptr, true, request_.threads);
+    for (const int64_t token : seen) {
+      if (!visit_.residual.reject(token)) {
+        step.token = fall_back(node);
+        return step;
+      }
+    }
+    step.token = draw_residual(node);
+    return step;
   }
 
-  void write(int64_t index, int64_t token, int32_t node) {
-    const int64_t at = request_ * call_.width() + index;
-    call_.out_tokens.set(at, token);
-    call_.path[at] = node;
-    if (call_.logprobs_mode == Logprobs::none) return;
-    double logprob = 0.0, lse = 0.0;
-    if (node >= 0) score(token, &logprob, &lse);
-    call_.logprobs[at] = static_cast<float>(logprob);
-    call_.lse[at] = static_cast<float>(lse);
+  // p is the softmax over the allowed ids.
+  Step near_the_best(int32_t node) {
+    const int64_t best = best_id(law_);
+    if (p_.relax && !p_.relax[request_.index]) return follow(node, best);
+    Law& softmax = visit_.draft;
+    bool scanned = false;
+    for (int32_t child = request_.first_child(node); child < request_.end(node);
+         child = request_.next_child(node, child)) {
+      const int64_t token = request_.token(child);
+      if (token == best) return {token, child};
+      if (!scanned) scan_law(softmax, law_.source, 1.0f, request_.threads);
+      scanned = true;
+      const double mine = softmax.probability(token);
+      if (!(mine > 0.0) || softmax.probability(best) - mine > p_.delta) continue;
+      if (rank_of(law_, token, p_.top_k) < p_.top_k) return {token, child, 1.0};
+    }
+    return {best, -1};
   }
 
-  // Log-probability of a token under the law of the node that was visited last, and that row's log-sum-exp.
-  void score(int64_t token, double* logprob, double* lse) {
-    if (token < 0) {
-      *logprob = *lse = -__builtin_inf();
-      return;
+  Step at_given_rates(int32_t node) {
+    const int32_t child = request_.first_child(node);
+    double divergence = 0.0;
+    if (child < request_.end(node)) {
+      const int64_t token = request_.token(child);
+      const double rate = clamp_rate(p_.rates[request_.depth(node)]);
+      const bool greedy = is_greedy(request_.settings);
+      divergence = rate * (1.0 - (greedy ? token == best_id(law_) : law_.probability(token)));
+      if (accepts(rate, 1.0, request_.coin(node, child))) return {token, child, divergence};
     }
-    const bool raw = call_.logprobs_mode == Logprobs::raw;
-    if (!raw && is_greedy(settings_)) {
-      *lse = p_law_.max;
-      return;
-    }
-    const Law* law = &p_law_;
-    double temperature = settings_.temperature;
-    if (raw && !is_plain(settings_)) {
-      law = &space_.raw;
-      temperature = 1.0;
-      Source source = source_;
-      source.mask = Mask{};
-      scan_law(space_.raw, source, 1.0f, threads_);
-    }
-    const double log_sum = log_double(law->total), max = law->max;
-    *logprob = (logit_of(law->source, token) - max) / temperature - log_sum;
-    *lse = max / temperature + log_sum;
+    const bool greedy = is_greedy(request_.settings);
+    return {greedy ? best_id(law_) : request_.plain_draw(law_, node), -1, divergence};
   }
 
-  // Whether the processed law is the softmax of the row as it came.
-  bool is_plain(const Settings& s) const { return s.temperature == 1.0f && !has_filter(s) && source_.mask.is_open(); }
-
+  Request& request_;
   const VerifyParams& p_;
-  const VerifyCall& call_;
-  const int64_t request_;
-  const int threads_;
-  Workspace& space_;
-  Law& p_law_;
-  Settings settings_;
-  RequestNodes nodes_;
-  Source source_;
-  int32_t status_ = 0;
+  Visit& visit_;
+  Law& law_;
 };
+
+void verify_top_down(Request& request) {
+  const int64_t limit = request.call.limit(request.index);
+  Decider decider(request);
+  int32_t node = request.nodes.count > 0 ? 0 : -1;
+  while (node >= 0 && request.emitted < limit) {
+    const Step step = decider.at(node);
+    request.emit(step.token, node, decider.law(), step.divergence);
+    node = step.child;
+  }
+}
 
 }  // namespace
 
 void verify(const VerifyParams& p) {
   const int64_t vocab = p.call.logits.columns;
-  spread(p.call.tree.batch, vocab * (int64_t)sizeof(float), vocab / kBlock,
-         [&](int64_t b, int threads) { Walk(p, b, threads, workspace_of_thread()).run(); });
+  spread(p.call.tree.batch, vocab * (int64_t)sizeof(float), vocab / kBlock, [&](int64_t b, int threads) {
+    Request request(p, b, threads, workspace_of_thread());
+    const bool deep = !is_greedy(request.settings);
+    if (p.rule == Rule::bottom_up && deep) {
+      verify_bottom_up(request);
+    } else if (p.rule == Rule::typical && deep) {
+      verify_typical(request);
+    } else {
+      verify_top_down(request);
+    }
+    request.finish();
+  });
 }
 
 SPECDEC_ISA_END

@@ -6,3 +6,4 @@
 #include "../isa.h"
 
 SPECDEC_DECLARE_KERNEL(void, verify, (const VerifyParams&))
+SPECDEC_DECLARE_KERNEL(void, verify_expect, (const ExpectParams&))

@@ -142,6 +142,16 @@ __device__ __forceinline__ bool for_blocks(const Team& team, const Law& law, con
   return nan;
 }
 
+// A block that this warp owns, of a law that is looked at beside another one; for that warp, until its next block.
+__device__ inline float* owned_block(const Team& team, const Law& law, int own, int64_t block) {
+  float* buffer = law.memory.buffers + static_cast<int64_t>(law.layout.cached ? own : team.warp()) * kBlock;
+  if (!law.layout.cached) {
+    load_block(*law.source, block, buffer);
+    forget_removed(law, 0, block, buffer);
+  }
+  return buffer;
+}
+
 // The statistic of a block, of whose logits `kept` gives those that count and -inf for others.
 template <bool kWeigh, class Kept>
 __device__ __forceinline__ BlockStat stat_of_kept(const Law& law, int own, int count, const float* buffer,
@@ -284,6 +294,17 @@ SPECDEC_STEP void remove(Team& team, Law& law, int64_t id) {
   for_blocks(team, law, [&](int own, int64_t block, float* buffer) {
     if (!law.source->listed() && id / kBlock != block) return;
     forget_removed(law, law.layout.cached ? before : law.removed, block, buffer);
+    const BlockStat stat = stat_of<true>(law, own, block, buffer);
+    if (team.lane() == 0) law.memory.stats[own] = stat;
+  });
+  find_masses(team, law);
+}
+
+// Puts back what was taken out, from another read of the row.
+SPECDEC_STEP void put_back(Team& team, Law& law) {
+  if (law.removed == 0) return;
+  law.removed = 0;
+  for_blocks<true>(team, law, [&](int own, int64_t block, float* buffer) {
     const BlockStat stat = stat_of<true>(law, own, block, buffer);
     if (team.lane() == 0) law.memory.stats[own] = stat;
   });

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The law that is left to be emitted after drafts were rejected, as a fold over scalars: with p the target's law, q
-// that of the drafts, and c_1 .. c_k the rejected ones,
+// What is left to be emitted at a node while its children are tried, as a fold over scalars: with p the target's law, q
+// that of the drafts, a_0 the budget with which the node is visited (1 unless the rule is a bottom-up one), and
+// c_1 .. c_k the drafts that came to nothing,
 //
-//     w(x) = p(x);   for j < k:   w(x) = max(w(x) - q_j(x), 0) / S_j
+//     w(x) = a_0 p(x);   for j < k:   w(x) = max(w(x) - q_j(x), 0) / D_j,   D_j = S_j + 1 - a_j,   a_{j+1} = S_j / D_j
 //
 // where S_j is the sum of the numerators, and q_j is q (drawn with replacement), q without c_1 .. c_j and normalised
-// (without), or 1 at c_j (a deterministic draft). Nothing of the size of the vocabulary is stored.
+// (without), or 1 at c_j (a deterministic draft). w sums to the budget that is left; python_ref/ops/residual.py says
+// why. Nothing of the size of the vocabulary is stored.
 #pragma once
 
 #include "race.cuh"
@@ -17,7 +19,7 @@ inline constexpr int kMaxRejected = 256;
 
 struct ResidualStorage {
   double q_rest[kMaxRejected];   // the weights of q that a draft was drawn from
-  double inverse[kMaxRejected];  // 1 / S
+  double inverse[kMaxRejected];  // 1 / D
   int32_t id[kMaxRejected];
 };
 
@@ -25,39 +27,63 @@ class Residual {
  public:
   // `q` is null for deterministic drafts, and may be dead: it is 0 then. `left` has a place for each owned block.
   __device__ Residual(Team& team, BinStorage& bins, ResidualStorage& shared, double* left, const Law& p, Law* q,
-                      bool replacement)
-      : team_(team), bins_(bins), shared_(shared), left_(left), p_(p), q_(q), replacement_(replacement) {
+                      bool replacement, double budget = 1.0)
+      : team_(team),
+        bins_(bins),
+        shared_(shared),
+        left_(left),
+        p_(p),
+        q_(q),
+        replacement_(replacement),
+        first_budget_(budget),
+        budget_(budget) {
     q_left_ = q == nullptr ? 1.0 : q->total;
   }
 
   __device__ bool is_full() const { return count_ == kMaxRejected; }
+  __device__ bool holds(int64_t id) const { return is_rejected(id, count_); }
+
+  // Says that the next draft was drawn from q without this id. It stands among the rejected ones as if it had been
+  // drawn from endless weights.
+  __device__ __noinline__ void exclude(int64_t id) {
+    if (!drawn()) return;
+    add(id, static_cast<double>(INFINITY));
+    remove(team_, *q_, id);
+    q_left_ = q_->total;
+  }
 
   // What is left at an id, and what the next draft was drawn with.
-  __device__ double target(int64_t id) const { return fold(p_.probability(id), id); }
+  __device__ double target(int64_t id) const { return fold(first_budget_ * p_.probability(id), id); }
   __device__ double draft(int64_t id) const {
     if (q_ == nullptr) return 1.0;
     if (!(q_left_ > 0.0) || (!replacement_ && is_rejected(id, count_))) return 0.0;
     return q_->weight_at(id) / q_left_;
   }
 
-  // Adds a rejected draft. False if nothing is left to be emitted.
+  // The budget that the next draft is visited with, and the one that is left.
+  __device__ double handed_down(int64_t id) const {
+    const double w = target(id), q = draft(id);
+    return !(w > 0.0) ? 0.0 : w >= q ? 1.0 : w / q;
+  }
+  __device__ double budget() const { return budget_; }
+
+  // Adds a draft that came to nothing. False if nothing is left to be emitted although the budget is 1.
   __device__ __noinline__ bool reject(int64_t id) {
-    __syncthreads();  // the list is still read
-    if (threadIdx.x == 0) {
-      shared_.id[count_] = static_cast<int32_t>(id);
-      shared_.q_rest[count_] = q_left_;
-      shared_.inverse[count_] = 1.0;
-    }
-    ++count_;
-    __syncthreads();
-    if (q_ != nullptr && !q_->dead() && !replacement_) {
+    add(id, q_left_);
+    if (drawn() && !replacement_) {
       remove(team_, *q_, id);
       q_left_ = q_->total;
     }
     const double sum = sum_of_what_is_left();
-    if (!(sum > 1e-30)) return false;  // rounding
+    double reached = sum;
+    if (budget_ < 1.0) {
+      reached += 1.0 - budget_;
+      budget_ = sum / reached;
+    } else if (!(sum > 1e-30)) {  // rounding
+      return false;
+    }
     __syncthreads();
-    if (threadIdx.x == 0) shared_.inverse[count_ - 1] = 1.0 / sum;
+    if (threadIdx.x == 0) shared_.inverse[count_ - 1] = 1.0 / reached;
     __syncthreads();
     return true;
   }
@@ -85,13 +111,24 @@ class Residual {
   // What is the same for all entries of a block.
   struct Shares {
     Weigher target, draft;
-    float p;        // 1 / total; for deterministic drafts also 1 / S of all rejected ones
+    float p;        // a_0 / total; for deterministic drafts also 1 / D of all rejected ones
     float largest;  // logit of q that its weights in this block are relative to
     double unit;    // the weight of that logit
     float first;    // `unit` over what the first draft was drawn from
   };
 
   __device__ bool drawn() const { return q_ != nullptr && !q_->dead(); }
+
+  __device__ void add(int64_t id, double q_rest) {
+    __syncthreads();  // the list is still read
+    if (threadIdx.x == 0) {
+      shared_.id[count_] = static_cast<int32_t>(id);
+      shared_.q_rest[count_] = q_rest;
+      shared_.inverse[count_] = 1.0;
+    }
+    ++count_;
+    __syncthreads();
+  }
 
   __device__ bool is_rejected(int64_t id, int among) const {
     for (int j = 0; j < among; ++j) {
@@ -115,7 +152,7 @@ class Residual {
 
   __device__ Shares shares_of(int own) const {
     Shares shares{Weigher(p_.settings.temperature), Weigher(drawn() ? q_->settings.temperature : 1.0f), 0, 0, 0, 0};
-    double scale = 1.0 / p_.total;
+    double scale = first_budget_ / p_.total;
     if (drawn()) {
       shares.largest = q_->memory.stats[own].max;
       shares.unit = shares.largest == -INFINITY ? 0.0 : weight_of(shares.largest, q_->max, q_->settings.temperature);
@@ -168,17 +205,10 @@ class Residual {
       const double mass = mass_of(p_, p_.memory.stats[own]);
       double sum = 0.0;
       if (mass > 0.0 && !touched) {
-        sum = mass / p_.total;
+        sum = first_budget_ * mass / p_.total;
         for (int j = 0; j < count_; ++j) sum *= shared_.inverse[j];
       } else if (mass > 0.0) {
-        float* drafts = nullptr;
-        if (drawn()) {
-          drafts = q_->memory.buffers + static_cast<int64_t>(q_->layout.cached ? own : team_.warp()) * kBlock;
-          if (!q_->layout.cached) {
-            load_block(*q_->source, block, drafts);
-            forget_removed(*q_, 0, block, drafts);
-          }
-        }
+        const float* drafts = drawn() ? owned_block(team_, *q_, own, block) : nullptr;
         const Shares shares = shares_of(own);
         const int count = p_.source->length(block);
         float mine = 0.0f;
@@ -198,6 +228,7 @@ class Residual {
   Law* q_;
   bool replacement_;
   int count_ = 0;
+  double first_budget_, budget_;
   double q_left_;
 };
 

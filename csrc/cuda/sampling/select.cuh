@@ -35,6 +35,18 @@ __device__ __forceinline__ void add_to(Amount& bin, Amount amount) {
   if (high != 0) atomicAdd(&halves[1], high);
 }
 
+// Sums the bins of all blocks up, for the threads of the team's first one.
+__device__ inline void add_up_bins(const Team& team, BinStorage& bins) {
+  team.sync();
+  if (team.rank() != 0) return;
+  for (int b = static_cast<int>(threadIdx.x); b < kBins; b += static_cast<int>(blockDim.x)) {
+    Amount sum = 0;
+    for (int rank = 0; rank < team.size(); ++rank) sum += team.of(bins.bin, rank)[b];
+    bins.sum[b] = sum;
+  }
+  __syncthreads();
+}
+
 struct Chosen {
   int64_t key;
   Amount above;  // of what has a larger key
@@ -49,16 +61,10 @@ struct ChosenBin {
 };
 
 SPECDEC_STEP ChosenBin choose_bin(Team& team, BinStorage& bins, Amount limit) {
-  team.sync();
+  add_up_bins(team, bins);
   ChosenBin chosen{0, -1, 0};
   bool mine = false;
   if (team.rank() == 0) {
-    for (int b = static_cast<int>(threadIdx.x); b < kBins; b += static_cast<int>(blockDim.x)) {
-      Amount sum = 0;
-      for (int rank = 0; rank < team.size(); ++rank) sum += team.of(bins.bin, rank)[b];
-      bins.sum[b] = sum;
-    }
-    __syncthreads();
     if (team.warp() == 0) {
       // Lane 0 has the highest eight bins.
       constexpr int kEach = kBins / kWarp;

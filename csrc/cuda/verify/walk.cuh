@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The verification rules on a GPU, in two launches and without a wait between blocks.
+// The top-down rules on a GPU, in two launches and without a wait between blocks; bottom_up.cuh has the others.
 //
 // 1. One block per request looks at its tree and clears its outputs.
 // 2. Teams decide nodes (decide.cuh). Where requests fill the GPU, there is one team per request, which walks down its
@@ -10,16 +10,14 @@
 // Whether a node is decided before it is known to be visited changes the time, not the result.
 //
 // Memory traffic: the rows of visited nodes once where they fit into the team's shared memory, and those of some
-// others where the GPU had nothing better to do. Workspace: 24 bytes per node, 16 per request. Deterministic,
+// others where the GPU had nothing better to do. Workspace: 28 bytes per node, 16 per request. Deterministic,
 // independent of the batch and of the size and number of the teams; no host synchronisation.
 #pragma once
 
-#include "../tree_check.cuh"
+#include "bottom_up.cuh"
 #include "decide.cuh"
 
 namespace specdec::cuda {
-
-inline constexpr int kPrepareThreads = 128;
 
 inline constexpr int kMaxTeams = 64;  // of one request
 
@@ -38,8 +36,12 @@ struct VerifyWorkspace {
   RequestRecord* requests;  // [batch]
   NodeRecord* nodes;        // [total]
   int32_t* irregular;       // whether offsets are not in order
+  // Of any rule.
   static int64_t bytes(int64_t batch, int64_t total) {
-    return batch * static_cast<int64_t>(sizeof(RequestRecord)) + total * static_cast<int64_t>(sizeof(NodeRecord)) + 16;
+    const int64_t bytes =
+        batch * static_cast<int64_t>(sizeof(RequestRecord)) + total * static_cast<int64_t>(sizeof(NodeRecord)) + 16;
+    const int64_t bottom_up = BottomUpWorkspace::bytes(batch, total);
+    return bytes > bottom_up ? bytes : bottom_up;
   }
   static VerifyWorkspace carve(void* memory, int64_t batch, int64_t total) {
     VerifyWorkspace w;
@@ -60,30 +62,14 @@ struct WalkParams {
 
 [[maybe_unused]] static __global__ void __launch_bounds__(kPrepareThreads)
     prepare_walk_kernel(const __grid_constant__ WalkParams p) {
-  const VerifyCall& call = p.verify.call;
-  const TreeView& tree = call.tree;
-  const int64_t b = blockIdx.x, width = call.width();
+  const int64_t b = blockIdx.x;
   if (b == 0) {
-    bool wrong = false;
-    for (int64_t i = threadIdx.x; i < tree.batch; i += blockDim.x) {
-      wrong |= tree.cu_nodes[i] < 0 || tree.cu_nodes[i] > tree.cu_nodes[i + 1] || tree.cu_nodes[i + 1] > tree.total;
-    }
-    wrong = __syncthreads_or(wrong) != 0;
+    const bool wrong = is_irregular(p.verify.call.tree);
     if (threadIdx.x == 0) *p.space.irregular = wrong ? 1 : 0;
   }
-  RequestNodes nodes;
-  if (!call.active || call.active[b]) nodes = open_request_in_parallel(tree, b);
+  const RequestNodes nodes = begin_request(p.verify.call, b);
   for (int64_t i = threadIdx.x; i < nodes.count; i += blockDim.x) p.space.nodes[nodes.first + i].state = 0;
-  if (threadIdx.x == 0) {
-    p.space.requests[b] = {nodes.first, nodes.count, nodes.count > 0 && call.limit(b) > 0 ? 0 : -1};
-    call.num_tokens[b] = 0;
-    call.status[b] = nodes.malformed ? kStatusMalformed : 0;
-  }
-  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
-    call.out_tokens.set(b * width + i, -1);
-    call.path[b * width + i] = -1;
-    if (call.logprobs_mode != Logprobs::none) call.logprobs[b * width + i] = call.lse[b * width + i] = 0.0f;
-  }
+  if (threadIdx.x == 0) p.space.requests[b] = {nodes.first, nodes.count, nodes.count > 0 ? 0 : -1};
 }
 
 // Writes out a visited node; by one thread. Returns the node that is visited next, -1 if there is none.
@@ -97,6 +83,7 @@ __device__ inline int32_t write_visited(const VerifyCall& call, int64_t request,
     call.logprobs[at] = decision.logprob;
     call.lse[at] = decision.lse;
   }
+  if (call.divergence != nullptr) call.divergence[at] = decision.divergence;
   call.status[request] |= decision.status;
   const bool last = decision.child < 0 || depth + 1 >= call.limit(request);
   if (last) call.num_tokens[request] = static_cast<int32_t>(depth + 1);
@@ -118,7 +105,8 @@ __device__ inline void advance(const WalkParams& p, int64_t request, const Reque
   while (atomicCAS(&records[node].state, 1, 2) == 1) {
     __threadfence();
     const volatile Decision& visible = records[node].decision;
-    const Decision taken{visible.token, visible.child, visible.status, visible.logprob, visible.lse};
+    const Decision taken{visible.token,   visible.child, visible.status,
+                         visible.logprob, visible.lse,   visible.divergence};
     node = write_visited(p.verify.call, request, nodes, node, taken);
     __threadfence();
     atomicExch(&record.next, node);
@@ -183,8 +171,6 @@ inline int teams_of_request(const TreeView& tree, int64_t at_once) {
   return static_cast<int>(teams < 1 ? 1 : teams);
 }
 
-inline bool may_be_drawn(const VerifyParams& p) { return p.rule == Rule::rejection && p.draft_logits.columns > 0; }
-
 template <Rule kRule>
 cudaError_t launch_walk(const VerifyParams& p, void* workspace, cudaStream_t stream) {
   const TreeView& tree = p.call.tree;
@@ -212,9 +198,22 @@ inline cudaError_t launch_verify(const VerifyParams& p, void* workspace, cudaStr
       return launch_walk<Rule::greedy>(p, workspace, stream);
     case Rule::match:
       return launch_walk<Rule::match>(p, workspace, stream);
-    default:
+    case Rule::rejection:
       return launch_walk<Rule::rejection>(p, workspace, stream);
+    case Rule::bottom_up:
+      return launch_bottom_up<Rule::bottom_up>(p, workspace, stream);
+    case Rule::greedy_plus_one:
+      return launch_walk<Rule::greedy_plus_one>(p, workspace, stream);
+    case Rule::threshold:
+      return launch_walk<Rule::threshold>(p, workspace, stream);
+    case Rule::typical:
+      return launch_bottom_up<Rule::typical>(p, workspace, stream);
+    case Rule::relaxed:
+      return launch_walk<Rule::relaxed>(p, workspace, stream);
+    case Rule::synthetic:
+      return launch_walk<Rule::synthetic>(p, workspace, stream);
   }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace specdec::cuda

@@ -1,0 +1,53 @@
+"""``specdec certify``: what it writes, and how it fails."""
+
+import json
+
+import pytest
+import torch
+
+from specdec_kernels.certify import certificate
+
+from .test_errors import complains
+
+
+def accept_all(step):
+    """A wrong verifier: every draft is accepted, and the token after them is the target's best."""
+    tokens, best = step.tokens, step.target_probs()[:, -1].argmax(1)
+    return torch.cat((tokens[:, 1:], best.unsqueeze(1)), 1), torch.full((len(tokens),), tokens.shape[1])
+
+
+def test_it_writes_what_it_says(specdec, tmp_path):
+    path = tmp_path / "c.json"
+    made = specdec("certify", "--rule", "sample", "--trials", "5e2", "--json", path)
+    assert made.exit_code == 0, made.output
+    assert "no test failed" in made.stdout
+    rows = json.loads(path.read_text())
+    assert len(rows) == 3
+    assert {"op", "rule", "backend", "trials", "statistic", "threshold", "p_value", "passed"} <= set(rows[0])
+    assert all(row["passed"] is True and row["trials"] == 500 for row in rows)
+
+
+def test_the_oracle_is_enumerated(specdec):
+    made = specdec("certify", "--rule", "sample", "--backend", "reference", "--no-peers")
+    assert made.exit_code == 0 and "1e-12" in made.stdout
+
+
+def test_a_failure_is_exit_code_1(specdec, monkeypatch):
+    monkeypatch.setattr(certificate, "fused", lambda backend: accept_all)
+    made = specdec("certify", "--rule", "token", "--trials", "300", "--no-peers")
+    assert made.exit_code == 1
+    assert "tests failed" in made.stdout and "FAILED" in made.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--rule", "best"), "--rule must be one of token"),
+        (("--backend", "none"), "--backend must be one of cuda"),
+        (("--trials", "many"), "--trials must be a number from 1 to 1e12, got 'many'"),
+        (("--trials", "0"), "--trials must be a number from 1 to 1e12, got '0'"),
+        (("--json", "/nowhere/at/all.json"), "--json must name a file in an existing folder"),
+    ],
+)
+def test_wrong_options_are_one_sentence(specdec, options, said):
+    complains(specdec("certify", *options), "certify", said)
