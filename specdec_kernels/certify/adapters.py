@@ -136,7 +136,7 @@ PEERS = (
         "transformers.generation.utils",
         "cpu",
         False,
-        4_000,
+        2_500,
     ),
     Peer("flashinfer.chain_speculative_sampling", flashinfer, "token", "flashinfer.sampling", "cuda", False, 200_000),
     Peer("vllm.rejection_sample", vllm, "token", "vllm.v1.sample.rejection_sampler", "cuda", False, 200_000),
