@@ -15,23 +15,18 @@ from torch import Tensor
 from ..types import RESIDUAL_FALLBACK, VerifyResult
 from . import checks, law, race
 from .law import GREEDY, Row, Settings
-from .mass import Mass
 from .philox import COIN, RESIDUAL, Place
 from .rejection import follow_argmax
-from .residual import Residual
+from .residual import Residual, scalar
 from .sample import draw_target
 from .walk import Options, Walk, check, top_down, walk_all
-
-
-def _scalar(value: float, doubt: float = 0.0) -> Mass:
-    return Mass(torch.tensor([value], dtype=torch.float64), torch.tensor([doubt], dtype=torch.float64))
 
 
 def _coin(walk: Walk, value: float, doubt: float, limit: float, contexts: list[int], child: int) -> bool:
     """The coin of a child against ``value / limit``."""
     depth = walk.nodes.depths[child] - 1
     place = Place(walk.settings.seed, contexts[walk.request] + depth + 1, COIN, depth, child)
-    return race.coin(_scalar(value, doubt), _scalar(limit), 0, place, walk.margin)
+    return race.coin(scalar(value, doubt), scalar(limit), 0, place, walk.margin)
 
 
 def _children(walk: Walk, node: int) -> list[int]:

@@ -24,10 +24,11 @@ _NOTHING_KNOWN = 1e30
 
 def whole() -> Mass:
     """The budget of a root, which is emitted already."""
-    return _scalar(1.0)
+    return scalar(1.0)
 
 
-def _scalar(value: float, doubt: float = 0.0) -> Mass:
+def scalar(value: float, doubt: float = 0.0) -> Mass:
+    """One number with its doubt."""
     return Mass(torch.tensor([value], dtype=torch.float64), torch.tensor([doubt], dtype=torch.float64))
 
 
@@ -62,10 +63,10 @@ class Residual:
         w, q, w_doubt, q_doubt = (float(x[token]) for x in (self.w.w, law.w, self.w.doubt, law.doubt))
         if not q > 0:
             uncertain = q_doubt > 0 or (w_doubt > 0 and not w > 0)
-            return _scalar(float(w > 0), _NOTHING_KNOWN * uncertain)
+            return scalar(float(w > 0), _NOTHING_KNOWN * uncertain)
         ratio = w / q
         doubt = (w_doubt + ratio * q_doubt) / q
-        return _scalar(min(1.0, ratio), doubt if ratio < 1 + doubt else 0.0)
+        return scalar(min(1.0, ratio), doubt if ratio < 1 + doubt else 0.0)
 
     def reject(self, token: int) -> None:
         """The next child came to nothing: what is left for those after it."""
