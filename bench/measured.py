@@ -11,8 +11,8 @@ from .machine import Bandwidth
 from .rows import Goal, Row
 from .runner import Outcome, Stopwatch, Timing
 
-#: Names of the baselines and of the peer; ``speedup_over_eager`` and the like are over these.
-EAGER, COMPILE, FLASHINFER = "eager", "compile", "flashinfer"
+#: Names of the baselines and of the peers; ``speedup_over_eager`` and the like are over these.
+EAGER, COMPILE, FLASHINFER, TRANSFORMERS = "eager", "compile", "flashinfer", "transformers"
 
 
 def _nothing() -> None:
@@ -83,6 +83,7 @@ def rows_of(
             row.speedup_over_eager = _ratio(times.get(EAGER), row.time_us)
             row.speedup_over_compile = _ratio(times.get(COMPILE), row.time_us)
             row.speedup_over_flashinfer = _ratio(times.get(FLASHINFER), row.time_us)
+            row.speedup_over_transformers = _ratio(times.get(TRANSFORMERS), row.time_us)
         else:
             row.note = outcome.reason
         made.append(row)

@@ -1,7 +1,7 @@
-"""The same work by FlashInfer, where it is installed: softmax, filter, then sampling or chain speculative sampling.
+"""The same work by other packages, where they are installed: FlashInfer and transformers.
 
-It draws noise of its own, so what it must give is not known; its gate looks at the form of the result: accepted drafts, then
-one token, then -1. Its filters read all rows, and so does its softmax, whatever is accepted.
+They draw noise of their own, so what they must give is not known; their gate looks at the form of the result: accepted drafts,
+then one token, then -1. Their filters read all rows, and so does their softmax, whatever is accepted.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from . import baselines
-from .measured import FLASHINFER
+from .measured import FLASHINFER, TRANSFORMERS
 from .runner import Variant
 
 
-def load() -> Any:
-    """The module of its sampling functions, None if it cannot be imported."""
+def load(module: str = "flashinfer.sampling") -> Any:
+    """A module of a peer, None if it cannot be imported."""
     try:
-        return importlib.import_module("flashinfer.sampling")
+        return importlib.import_module(module)
     except Exception:  # whatever a foreign package raises when the machine does not suit it
         return None
 
 
 class Peer(NamedTuple):
-    """The package, and how it is called here.
+    """FlashInfer, and how it is called here.
 
     Attributes:
         library: its sampling functions.
@@ -111,7 +111,7 @@ def form(drafts: Tensor, vocab: int) -> Callable[[Any], str | None]:
 
 
 def variants(op: str, logits: Tensor, draft_logits: Tensor, drafts: Tensor, settings: dict[str, Any]) -> list[Variant]:
-    """The peer's part in a case of ``verify_match`` or ``verify_rejection``; none where it is not installed.
+    """FlashInfer's part in a case of ``verify_match`` or ``verify_rejection``; none where it is not installed.
 
     Args:
         op: of the verify family.
@@ -129,3 +129,39 @@ def variants(op: str, logits: Tensor, draft_logits: Tensor, drafts: Tensor, sett
     # An engine has the draft's rows without a gap.
     rows = draft_logits.view(drafts.shape[0], -1, logits.shape[-1])[:, :-1].flatten(0, 1).contiguous()
     return [Variant(FLASHINFER, partial(rejection, peer, logits, rows, drafts.int()), check)]
+
+
+def assisted(
+    library: Any, logits: Tensor, draft_logits: Tensor, drafts: Tensor, settings: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Chains by transformers' assisted generation: its warpers, then its function, which takes one request at a time."""
+    batch, count = drafts.shape
+    warpers = [library.TemperatureLogitsWarper(settings["temperature"])]
+    if settings.get("top_p", 1.0) < 1.0:
+        warpers.append(library.TopPLogitsWarper(settings["top_p"]))
+    target, draft = (rows.view(batch, -1, rows.shape[-1]) for rows in (logits, draft_logits))
+    tokens, number = drafts.new_full((batch, count + 1), -1), drafts.new_ones(batch)
+    for b in range(batch):
+        p, q = target[b].float(), draft[b, :count].float()
+        for warper in warpers:
+            p, q = warper(None, p), warper(None, q)
+        made, matches = library._speculative_sampling(drafts[b : b + 1], q.unsqueeze(0), count, p.unsqueeze(0))
+        tokens[b, : made.shape[1]] = made[0]
+        number[b] = matches + 1
+    return tokens, number
+
+
+def assistant(logits: Tensor, draft_logits: Tensor, drafts: Tensor, settings: dict[str, Any]) -> list[Variant]:
+    """The part of transformers in a case of rule ``token`` on chains, as :func:`variants` has it.
+
+    Args:
+        logits: ``[B * N, V]``.
+        draft_logits: of the same shape; the last row of a request is not used.
+        drafts: ``[B, N-1]``.
+        settings: of ``Sampling.of``, with a temperature above 0 and no filter but ``top_p``.
+    """
+    library = load("transformers.generation.utils")
+    if library is None:
+        return []
+    call = partial(assisted, library, logits, draft_logits, drafts, settings)
+    return [Variant(TRANSFORMERS, call, form(drafts, logits.shape[-1]))]

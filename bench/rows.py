@@ -95,6 +95,7 @@ class Row(MachineColumns):
         speedup_over_eager: median time of the eager baseline over that of this row.
         speedup_over_compile: the same for the compiled baseline.
         speedup_over_flashinfer: the same for the peer of that name.
+        speedup_over_transformers: the same for that peer.
         speedup_over_contiguous: the same for PyTorch on keys and values that lie in one piece.
         ratio_to_one_row: median time over the best median time of one row.
         extra_bytes: memory that a call needs beyond its inputs, results included.
@@ -128,6 +129,7 @@ class Row(MachineColumns):
     speedup_over_eager: float | None = None
     speedup_over_compile: float | None = None
     speedup_over_flashinfer: float | None = None
+    speedup_over_transformers: float | None = None
     speedup_over_contiguous: float | None = None
     ratio_to_one_row: float | None = None
     extra_bytes: int | None = None

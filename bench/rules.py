@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from . import contest, rules_cases
+from . import contest, peers, rules_cases
 from .cases import Case, Laws
 from .data import NORMAL, RECORDED, Logits, MissingData, Sizes, normal, recorded
 from .measured import Setting, add_note, judge, refused
@@ -162,4 +162,7 @@ def _case(part: Part, batch: Batch, known: dict[str, Case]) -> Case:
 
 def _others(part: Part, batch: Batch, case: Case, compiled: bool) -> list[Variant]:
     made = [] if part.rule is None else contest.rule(case, batch, part.rule)
-    return contest.variants(made, compiled)
+    found = contest.variants(made, compiled)
+    if part.rule == "token" and part.tree.name == CHAIN:
+        found += peers.assistant(batch.logits.target, batch.logits.draft, made[0].given[2], batch.laws.settings)
+    return found

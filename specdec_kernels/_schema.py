@@ -12,6 +12,7 @@ groups of arguments:
   ``TokenTree``;
 * sampling: ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``seed`` ``[B]`` and the host integer
   ``filter_order`` (:data:`FILTER_ORDERS`);
+* stops: ``min_confidence``, ``max_entropy`` ``[B]`` float32: where drafting ends;
 * law: ``allowed [rows, ceil(V/32)]`` with ``allowed_rows``: which ids a row may emit;
 * result: ``out_tokens``, ``num_tokens``, ``path``, ``status``, ``logprobs``, ``lse`` of a
   ``VerifyResult``; lossy rules add ``divergence [B, max_depth+1]``.
@@ -39,6 +40,7 @@ _PAGES = "Tensor block_table, Tensor? table_rows, Tensor context_lens"
 _NODES = f"{_TREE}, Tensor? slots, int max_nodes, int max_depth, Tensor? query_nodes, Tensor? cu_queries"
 _SAMPLING = "Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor? min_p, Tensor seed, int filter_order"
 _LAW = "Tensor? allowed, Tensor? allowed_rows"
+_STOPS = "Tensor? min_confidence, Tensor? max_entropy"
 _BATCH = "Tensor? active, Tensor? max_tokens, int logprobs_mode"
 _RESULT = (
     "Tensor(a!) out_tokens, Tensor(b!) num_tokens, Tensor(c!) path, Tensor(d!) status, "
@@ -126,8 +128,8 @@ OPS: tuple[Op, ...] = (
     Op(
         "sample_draft",
         f"Tensor logits, {_SAMPLING}, Tensor positions, Tensor? requests, Tensor? depths, "
-        f"Tensor? nodes, {_LAW}, Tensor? draft_to_target, bool replacement, int top, bool coupled, "
-        "Tensor(a!) drafts, Tensor(b!) status",
+        f"Tensor? nodes, {_LAW}, Tensor? draft_to_target, {_STOPS}, bool replacement, int top, bool coupled, "
+        "Tensor(a!) drafts, Tensor(b!) status, Tensor(c!)? certainty",
     ),
     Op("verify_greedy", f"{_TREE}, Tensor logits, Tensor? rows, {_LAW}, {_BATCH}, {_RESULT}"),
     Op(
@@ -177,7 +179,7 @@ OPS: tuple[Op, ...] = (
     ),
     Op(
         "draft_expand",
-        "Tensor logits, Tensor? scores, int num, Tensor? draft_to_target, "
+        f"Tensor logits, Tensor? scores, int num, Tensor? draft_to_target, {_STOPS}, "
         "Tensor(a!) tokens, Tensor(b!) child_scores, Tensor(c!) beams",
     ),
     Op(

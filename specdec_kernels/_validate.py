@@ -256,6 +256,13 @@ def node_rows(op: str, name: str, value: Tensor | None, logits_name: str, logits
         raise ValueError(f"{op}: {logits_name} must have at least {count} rows, got {logits.shape[0]}")
 
 
+def stops(op: str, confidence: Tensor | None, entropy: Tensor | None, batch: int, device: torch.device) -> None:
+    """Check the bounds at which drafting ends."""
+    for name, value in (("min_confidence", confidence), ("max_entropy", entropy)):
+        if value is not None:
+            tensor(op, name, value, (batch,), FLOAT32, device)
+
+
 def batch_options(op: str, active: Tensor | None, max_tokens: Tensor | None, batch: int, device: torch.device) -> None:
     """Check the per-request switches."""
     if active is not None:

@@ -97,6 +97,8 @@ def expand(
     beams: int,
     *,
     draft_to_target: Tensor | None = None,
+    min_confidence: Tensor | None = None,
+    max_entropy: Tensor | None = None,
     backend: str | None = None,
     out: Expansion | None = None,
 ) -> Expansion:
@@ -114,6 +116,10 @@ def expand(
         beams: beams of the next level, 1 to 64.
         draft_to_target: ``[V]`` int32 or int64, absolute target id of each draft id. Children are chosen by draft ids,
             and mapped at the end; one without a target id (negative) does not exist. None: draft ids are target ids.
+        min_confidence: ``[B]`` float32; a child whose probability under its row is smaller does not exist. NaN or
+            None: no such bound.
+        max_entropy: ``[B]`` float32; a beam whose row has a larger entropy, in nats, has no children. NaN or None: no
+            such bound.
         backend: see :func:`specdec_kernels.use_backend`.
         out: an expansion made by an earlier call of the same shape, written in place.
 
@@ -126,8 +132,9 @@ def expand(
         ValueError, TypeError: on a wrong shape, device, dtype or range.
 
     Deterministic; independent of the batch. CUDA-graph safe. Complexity: one read of each row, and another one of the
-    blocks of 4,096 ids in which the best stand.
-    Source: EAGLE-2, Li et al. 2024, arXiv 2406.16858, section 4.1.
+    blocks of 4,096 ids in which the best stand; ``max_entropy`` looks at each row once more.
+    The children are deterministic drafts, so that leaving out some of them biases nothing.
+    Source: EAGLE-2, Li et al. 2024, arXiv 2406.16858, section 4.1; entropy: SVIP, Zhang et al. 2024, arXiv 2411.18462.
     """
     op = "draft.expand"
 
@@ -145,6 +152,7 @@ def expand(
         check_host()
         if draft_to_target is not None:
             _validate.tensor(op, "draft_to_target", draft_to_target, (logits.shape[1],), _validate.INDICES, device)
+        _validate.stops(op, min_confidence, max_entropy, batch, device)
         if out is not None:
             if not hasattr(out, "beams"):
                 raise TypeError(f"{op}: out must be an Expansion, got {type(out).__name__}")
@@ -167,7 +175,7 @@ def expand(
             tokens, reached, columns = out
             if columns.shape[1] != beams:
                 check()
-        kernel(logits, scores, num, draft_to_target, tokens, reached, columns)
+        kernel(logits, scores, num, draft_to_target, min_confidence, max_entropy, tokens, reached, columns)
         return Expansion(tokens, reached, columns)
 
     return _backend.run("draft_expand", backend, logits, check, launch)

@@ -97,7 +97,10 @@ def draft(
     allowed: Tensor | None = None,
     allowed_rows: Tensor | None = None,
     draft_to_target: Tensor | None = None,
+    min_confidence: Tensor | None = None,
+    max_entropy: Tensor | None = None,
     status: Tensor | None = None,
+    certainty: Tensor | None = None,
     backend: str | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -105,6 +108,11 @@ def draft(
 
     At temperature 0 these are the ``num`` best ids, which ``verify.rejection`` treats as
     deterministic.
+
+    Drafting can end where the drafter is not sure: a row whose law has its largest probability
+    below ``min_confidence``, or an entropy above ``max_entropy``, has no children. The stop looks at
+    the law alone, never at what was drawn, so that every rule of ``verify`` stays lossless. The law
+    is the processed one, at temperature 0 the softmax of the allowed logits.
 
     Args:
         logits: ``[R, V]`` float32, bfloat16 or float16, any row stride; with ``draft_to_target``
@@ -127,19 +135,26 @@ def draft(
         allowed: bit mask over target ids, as in :func:`sample`.
         allowed_rows: ``[R]`` int32 or int64, row of ``allowed`` of each row.
         draft_to_target: ``[V_draft]`` int32 or int64, absolute target id of each draft id.
+        min_confidence: ``[B]`` float32, least probability of the best id; NaN or None: no stop.
+        max_entropy: ``[B]`` float32, largest entropy in nats; NaN or None: no stop.
         status: ``[R]`` int32, receives the bits of :class:`Status`; None: not reported.
+        certainty: ``[R, 2]`` float32, contiguous, receives the largest probability of the law and its
+            entropy in nats, which both stops look at; 0 and 0 where nothing can be drawn, and of
+            idle rows. None: not computed.
         backend: see :func:`specdec_kernels.use_backend`.
         out: ``[R, num]`` int64 of any row stride, written in place.
 
     Returns:
-        ``[R, num]`` int64 target ids; -1 where fewer ids exist.
+        ``[R, num]`` int64 target ids; -1 where fewer ids exist, and in a row that stops (its status
+        is not that of a dead end).
 
     Raises:
         ValueError, TypeError: on a wrong shape, device, dtype or range.
 
-    Deterministic; independent of the batch. CUDA-graph safe.
+    Deterministic; independent of the batch. CUDA-graph safe. Stops and ``certainty`` cost one more
+    look at each row.
     Source: Gumbel top-k (Kool et al. 2019, arXiv 1903.06059) as an exponential race; coupled draws:
-        Daliri et al. 2024, arXiv 2408.07978.
+        Daliri et al. 2024, arXiv 2408.07978; entropy stops: SVIP, Zhang et al. 2024, arXiv 2411.18462.
     """
     op = "sample.draft"
 
@@ -160,7 +175,9 @@ def draft(
         _validate.law(op, allowed, allowed_rows, count, mask_vocab, device)
         _validate.integer(op, "num", num, 1, MAX_DRAWS)
         _validate.integer(op, "top", top, 0, num)
+        _validate.stops(op, min_confidence, max_entropy, sampling.temperature.shape[0], device)
         _validate.output(op, "status", status, (count,), _validate.INT32, device, strided=True)
+        _validate.output(op, "certainty", certainty, (count, 2), _validate.FLOAT32, device)
         _validate.output(op, "out", out, (count, num), _validate.INT64, device, strided=True)
         if out is not None and num > 1 and out.stride(1) != 1:
             raise ValueError(f"{op}: out must have unit stride in the last dimension, got {out.stride(1)}")
@@ -183,7 +200,8 @@ def draft(
         flags = positions.new_empty(count, dtype=torch.int32) if status is None else status
         order = FILTER_ORDERS.index(sampling.filter_order)
         where = (positions, requests, depths, nodes, allowed, allowed_rows, draft_to_target)
-        kernel(logits, *sampling[:5], order, *where, replacement, top, coupled, drafts, flags)
+        stops = (min_confidence, max_entropy)
+        kernel(logits, *sampling[:5], order, *where, *stops, replacement, top, coupled, drafts, flags, certainty)
         _validate.raise_on_bad_data(op, flags)
         return drafts
 

@@ -45,7 +45,8 @@ void draft_ngram_lookup(const Tensor& history, const Tensor& lengths, int64_t mi
 
 template <class Backend>
 void draft_expand(const Tensor& logits, const OptionalTensor& scores, int64_t num,
-                  const OptionalTensor& draft_to_target, const Tensor& tokens, const Tensor& child_scores,
+                  const OptionalTensor& draft_to_target, const OptionalTensor& min_confidence,
+                  const OptionalTensor& max_entropy, const Tensor& tokens, const Tensor& child_scores,
                   const Tensor& beams) {
   const Arguments a("draft.expand", Backend::kDevice);
   ExpandParams p;
@@ -67,6 +68,7 @@ void draft_expand(const Tensor& logits, const OptionalTensor& scores, int64_t nu
   SPECDEC_CHECK(num >= 1 && num <= kMaxExpand, a.op(), ": num must be between 1 and ", kMaxExpand, ", got ", num);
   p.num = num;
   p.draft_to_target = a.index("draft_to_target", draft_to_target, p.logits.columns);
+  p.stops = read_stops(a, min_confidence, max_entropy, p.batch);
   a.check_rank("out.beams", beams, 2);
   p.beams = beams.size(1);
   SPECDEC_CHECK(p.beams >= 1 && p.beams <= kMaxExpand, a.op(), ": beams must be between 1 and ", kMaxExpand, ", got ",

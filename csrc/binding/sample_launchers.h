@@ -35,8 +35,9 @@ void sample_draft(const Tensor& logits, const Tensor& temperature, const Optiona
                   const OptionalTensor& top_p, const OptionalTensor& min_p, const Tensor& seed, int64_t filter_order,
                   const Tensor& positions, const OptionalTensor& requests, const OptionalTensor& depths,
                   const OptionalTensor& nodes, const OptionalTensor& allowed, const OptionalTensor& allowed_rows,
-                  const OptionalTensor& draft_to_target, bool replacement, int64_t top, bool coupled,
-                  const Tensor& drafts, const Tensor& status) {
+                  const OptionalTensor& draft_to_target, const OptionalTensor& min_confidence,
+                  const OptionalTensor& max_entropy, bool replacement, int64_t top, bool coupled, const Tensor& drafts,
+                  const Tensor& status, const OptionalTensor& certainty) {
   const Arguments a("sample.draft", Backend::kDevice);
   DraftParams p;
   p.logits = read_logits(a, "logits", logits);
@@ -53,6 +54,7 @@ void sample_draft(const Tensor& logits, const Tensor& temperature, const Optiona
   p.nodes = a.index("nodes", nodes, rows);
   p.mask = read_mask(a, allowed, "allowed_rows", allowed_rows, rows, draft_to_target ? 0 : p.logits.columns);
   p.draft_to_target = a.index("draft_to_target", draft_to_target, p.logits.columns);
+  p.stops = read_stops(a, min_confidence, max_entropy, p.batch);
   p.replacement = replacement;
   p.coupled = coupled;
   a.check_rank("out", drafts, 2);
@@ -68,6 +70,7 @@ void sample_draft(const Tensor& logits, const Tensor& temperature, const Optiona
   p.drafts = static_cast<int64_t*>(drafts.data_ptr());
   p.drafts_stride = drafts.stride(0);
   p.status = a.vector<int32_t>("status", status, rows);
+  if (certainty) p.certainty = a.contiguous_rows<float>("certainty", *certainty, rows, 2);
   Backend::draft_tokens(p, a, logits);
 }
 

@@ -52,6 +52,14 @@ inline MaskView read_mask(const Arguments& a, const OptionalTensor& allowed, con
   return view;
 }
 
+inline StopsView read_stops(const Arguments& a, const OptionalTensor& min_confidence, const OptionalTensor& max_entropy,
+                            int64_t batch) {
+  StopsView view;
+  view.min_confidence = a.vector<float>("min_confidence", min_confidence, batch);
+  view.max_entropy = a.vector<float>("max_entropy", max_entropy, batch);
+  return view;
+}
+
 struct ResultTensors {
   const Tensor& tokens;
   const Tensor& num_tokens;

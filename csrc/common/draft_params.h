@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "paged_view.h"
+#include "sampling_law.h"
 #include "tree_order.h"
 #include "views.h"
 
@@ -28,19 +29,20 @@ struct NgramParams {
 // Row r of `logits` is beam r % width of request r / width. Its children are the `num` best ids in the order (larger
 // logit, then lower id), NaN as -inf and +inf as the largest finite float; child j stands in column (r % width) * num +
 // j, with the score `child_score`. A child does not exist where its beam's score is -inf or NaN, where the row has no
-// such id above -inf, where its score is -inf, or where `draft_to_target` names no token: token -1, score -inf. `beams`
-// are the first columns by `child_key` of the children that exist, then -1. A row whose beam does not exist is not
-// read.
+// such id above -inf, where its score is -inf, where `draft_to_target` names no token, or where `stops` leave it out:
+// token -1, score -inf. `beams` are the first columns by `child_key` of the children that exist, then -1. A row whose
+// beam does not exist is not read.
 struct ExpandParams {
   RowsView logits;                // [batch * width, columns]
   const float* scores = nullptr;  // [batch, width] or null: zeros, and width is 1
   int64_t score_row_stride = 0;
   int64_t score_column_stride = 1;
   int64_t batch = 0;
-  int64_t width = 0;                // at most kMaxExpand
-  int64_t num = 1;                  // 1 to kMaxExpand
-  int64_t beams = 1;                // 1 to kMaxExpand
-  IndexView draft_to_target;        // [columns] or null; the children are chosen before ids are mapped
+  int64_t width = 0;          // at most kMaxExpand
+  int64_t num = 1;            // 1 to kMaxExpand
+  int64_t beams = 1;          // 1 to kMaxExpand
+  IndexView draft_to_target;  // [columns] or null; the children are chosen before ids are mapped
+  StopsView stops;
   int64_t* tokens = nullptr;        // [batch, width * num], without gaps as all that follow
   float* child_scores = nullptr;    // [batch, width * num]
   int32_t* beam_columns = nullptr;  // [batch, beams]

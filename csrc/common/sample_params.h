@@ -27,13 +27,17 @@ struct DraftParams {
   IndexView requests, depths, nodes;  // [rows] or null
   MaskView mask;                      // over target ids
   IndexView draft_to_target;          // [V_draft] or null
+  StopsView stops;
   bool replacement = false;
   bool coupled = false;
   int top = 0;
   int num = 0;                // drafts per row
   int64_t* drafts = nullptr;  // [rows, num]
   int64_t drafts_stride = 0;
-  Strided<int32_t> status;  // [rows]
+  Strided<int32_t> status;     // [rows]
+  float* certainty = nullptr;  // [rows, 2] or null: largest probability and entropy of what is drawn from
+
+  SPECDEC_HD bool looks_at_laws() const { return static_cast<bool>(stops) || certainty != nullptr; }
 };
 
 }  // namespace specdec

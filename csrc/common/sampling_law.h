@@ -45,6 +45,20 @@ struct SamplingView {
   }
 };
 
+// Where drafting ends, per request; null views and NaN are off.
+struct StopsView {
+  Strided<float> min_confidence;  // of the most probable id, or of the child that is meant
+  Strided<float> max_entropy;     // in nats
+
+  SPECDEC_HD explicit operator bool() const { return min_confidence || max_entropy; }
+  SPECDEC_HD bool is_unlikely(int64_t request, double confidence) const {
+    return min_confidence && confidence < min_confidence[request];
+  }
+  SPECDEC_HD bool is_uncertain(int64_t request, double entropy) const {
+    return max_entropy && entropy > max_entropy[request];
+  }
+};
+
 // Kept are ids with a larger logit, and of those with this logit the ids up to `id`.
 struct Cut {
   float logit;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ class IndependentDrafter:
 
     Of a text of ``n`` tokens the cache holds at most ``n - 1``. After a step it holds also drafts that were
     rejected: these are forgotten, and the accepted ones stay.
+
+    A text can stop drafting early where the model is not sure (``min_confidence``, ``max_entropy``): it drafts no further
+    in this step, and is verified with what it has. The stop looks at the law alone, so that no rule is biased by it.
     """
 
     def __init__(
@@ -36,6 +40,8 @@ class IndependentDrafter:
         ops: Any,
         *,
         temperature: float | None = None,
+        min_confidence: float = 0.0,
+        max_entropy: float = math.inf,
         page_size: int = 16,
         prefill_chunk: int = 32,
     ) -> None:
@@ -45,15 +51,22 @@ class IndependentDrafter:
             model: a model with the target's vocabulary, on the target's device.
             ops: the package of the ops, ``python_ref.ops`` or ``specdec_kernels``.
             temperature: of the drafts; None: that of each request. 0: always the best token, deterministic.
+            min_confidence: drafting ends where the model's best token is less probable, 0 to 1; 0: never.
+            max_entropy: drafting ends where the entropy of its law is larger, in nats; inf: never.
             page_size: tokens per page of its cache.
             prefill_chunk: prompt tokens per pass.
 
         Raises:
-            ValueError: if the temperature is negative.
+            ValueError: if the temperature or a bound is out of range.
         """
         if temperature is not None and not temperature >= 0:
             raise ValueError(f"IndependentDrafter: temperature must be at least 0, got {temperature}")
+        if not 0 <= min_confidence <= 1:
+            raise ValueError(f"IndependentDrafter: min_confidence must be from 0 to 1, got {min_confidence}")
+        if not max_entropy >= 0:
+            raise ValueError(f"IndependentDrafter: max_entropy must be at least 0, got {max_entropy}")
         self.model, self.ops, self.temperature = model, ops, temperature
+        self.min_confidence, self.max_entropy = min_confidence, max_entropy
         check_page_size("IndependentDrafter", page_size)
         self.page_size, self.prefill_chunk = page_size, prefill_chunk
         self.cache: PagedCache | None = None
@@ -71,11 +84,13 @@ class IndependentDrafter:
         depth = max(counts)
         tokens = torch.full((batch.size, depth), -1, dtype=torch.int64, device=batch.device)
         rows = torch.full_like(tokens, -1)
-        sampling = self._sampling(batch, rule)
+        sampling, stops = self._sampling(batch, rule), self._stops(batch)
         laws: list[Tensor] = []
         drawn = 0
         for i in range(depth):
             live = [row for row, count in enumerate(counts) if count > i]
+            if not live:
+                break
             where = torch.tensor(live, device=batch.device)
             if i == 0:
                 logits = self._catch_up(cache, batch, live)
@@ -93,8 +108,12 @@ class IndependentDrafter:
                 depths=depths,
                 nodes=depths,  # a chain: node i has depth i
                 coupled=rule == "match",
+                **stops,
             )
             tokens[where, i] = drafts[:, 0]
+            if stops:
+                for row, token in zip(live, drafts[:, 0].tolist(), strict=True):
+                    counts[row] = counts[row] if token >= 0 else i
             if rule in RATIO_RULES:
                 laws.append(logits)
                 rows[where, i] = torch.arange(drawn, drawn + len(live), device=batch.device)
@@ -113,7 +132,13 @@ class IndependentDrafter:
                 self._read(cache, batch, row, len(text) - 1)
 
     def static(self, num_draft: int) -> StaticIndependent:
-        """The same for a loop that never waits: :mod:`python_ref.decoding.overlapped`."""
+        """The same for a loop that never waits: :mod:`python_ref.decoding.overlapped`.
+
+        Raises:
+            ValueError: if it stops early: how long a draft is, is not known ahead.
+        """
+        if self._bounds():
+            raise ValueError("OverlappedDecoder: drafter must not stop early, got min_confidence or max_entropy")
         return StaticIndependent(self, num_draft)
 
     def _follow(self, batch: Batch) -> PagedCache:
@@ -142,6 +167,15 @@ class IndependentDrafter:
             return batch.sampling
         same = torch.full_like(batch.sampling.temperature, temperature)
         return batch.sampling._replace(temperature=same)
+
+    def _bounds(self) -> dict[str, float]:
+        """The bounds that can end drafting."""
+        bounds = {"min_confidence": (self.min_confidence, 0.0), "max_entropy": (self.max_entropy, math.inf)}
+        return {name: bound for name, (bound, never) in bounds.items() if bound != never}
+
+    def _stops(self, batch: Batch) -> dict[str, Tensor]:
+        like = batch.sampling.temperature
+        return {name: torch.full_like(like, bound) for name, bound in self._bounds().items()}
 
     def _read(self, cache: PagedCache, batch: Batch, row: int, length: int) -> None:
         """Bring the first ``length`` tokens of a text into the cache, as far as the model has positions."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..types import MALFORMED, PAGE_OUT_OF_RANGE, Block, Expansion
 from . import checks, law
+from .mass import Margin
 from .paging import Table, check_pages
 
 #: Most children of a beam, and most beams of a request.
@@ -97,13 +98,16 @@ def expand(
     beams: int,
     *,
     draft_to_target: Tensor | None = None,
+    min_confidence: Tensor | None = None,
+    max_entropy: Tensor | None = None,
     out: Any = None,
     margin: Tensor | None = None,
 ) -> Expansion:
     """One level of an EAGLE-2 tree: the best children of each beam, and the best beams among all of them.
 
     Row ``r`` of the logits is beam ``r % W`` of request ``r // W``. Its children are its ``num`` best ids in the order
-    (larger logit, then lower id); the score of a child is that of its beam plus its log-probability, in float32.
+    (larger logit, then lower id); the score of a child is that of its beam plus its log-probability, in float32. A
+    child less probable than ``min_confidence`` does not exist, nor do those of a row of more than ``max_entropy``.
 
     Args:
         logits: ``[B * W, V]`` of a float dtype; NaN counts as -inf, +inf as the largest float32.
@@ -113,9 +117,11 @@ def expand(
         beams: beams of the next level, 1 to 64.
         draft_to_target: ``[V]`` int32 or int64, absolute target id of each draft id; one that is no token leaves the
             child out.
+        min_confidence: ``[B]`` float32; NaN: no bound.
+        max_entropy: ``[B]`` float32, nats; NaN: no bound.
         out: an ``Expansion`` to write into.
-        margin: ``[B]`` float64, receives how small a relative change of two scores (absolute, below 1) could change
-            ``beams``.
+        margin: ``[B]`` float64, receives how small a relative change of two scores (absolute, below 1) or of the
+            probabilities could change what there is.
 
     Returns:
         An :class:`Expansion`. Children that do not exist have token -1 and score -inf; ``beams`` are columns in the
@@ -140,8 +146,11 @@ def expand(
     checks.integer(op, "num", num, 1, MAX_EXPAND)
     checks.integer(op, "beams", beams, 1, MAX_EXPAND)
     checks.optional(op, "draft_to_target", draft_to_target, vocab)
+    checks.optional(op, "min_confidence", min_confidence, batch, (torch.float32,))
+    checks.optional(op, "max_entropy", max_entropy, batch, (torch.float32,))
     tokens = torch.full((batch, width * num), -1, dtype=torch.int64)
     exact = torch.full((batch, width * num), -math.inf, dtype=torch.float64)
+    near = [Margin(margin is not None) for _ in range(batch)]
     for r in range(rows):
         b, w = divmod(r, width)
         above = 0.0 if scores is None else float(scores[b, w])
@@ -149,8 +158,13 @@ def expand(
         best = law.ranking(row)[:num]
         if not above > -math.inf or not best.numel():
             continue
+        if min_confidence is not None or max_entropy is not None:
+            p = law.weights(row, law.PLAIN).normalised()
+            if law.is_uncertain(p, max_entropy, b, near[b]):
+                continue
+            best = best[[not law.is_unlikely(p, int(entry), min_confidence, b, near[b]) for entry in best]]
         ids = best if draft_to_target is None else draft_to_target.cpu().long()[best]
-        row = row - row[best[0]]
+        row = row - row.max()
         reached = above + (row[best] - row.exp().sum().log())
         there = (ids >= 0) & (ids < 2**31) & (reached.float() > -math.inf)
         columns = slice(w * num, w * num + best.numel())
@@ -167,6 +181,7 @@ def expand(
             gaps = (-ranked.diff() / scale).nan_to_num(0.0)[:beams].tolist()
             # Scores that are equal to the last bit are equal everywhere.
             margin[b] = min((gap for gap in gaps if gap), default=math.inf)
+            margin[b] = min(float(margin[b]), near[b].value)
     made = Expansion(tokens, given, chosen)
     if out is None:
         return Expansion(*(field.to(logits.device) for field in made))

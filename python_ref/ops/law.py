@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .mass import CLOSE, Mass
+from .mass import CLOSE, Margin, Mass
 
 #: What +inf counts as, whatever the dtype of the logits.
 LARGEST = torch.finfo(torch.float32).max
@@ -40,6 +40,7 @@ class Settings(NamedTuple):
 
 
 GREEDY = Settings(0.0)
+PLAIN = Settings(1.0)
 
 
 def all_settings(sampling: Any) -> list[Settings]:
@@ -152,6 +153,32 @@ def weights(logits: Tensor, s: Settings) -> Mass:
     out[order[:kept]] = w[order[:kept]]
     doubt[order] = w[order] * (uncertain + (torch.arange(order.numel()) < kept))
     return Mass(out, doubt)
+
+
+def entropy(p: Mass) -> Tensor:
+    """``-sum p log p`` of normalised weights, in nats."""
+    some = p.w[p.w > 0]
+    return -(some * some.log()).sum()
+
+
+def is_unlikely(p: Mass, index: int, least: Tensor | None, request: int, margin: Margin) -> bool:
+    """Whether an entry has a smaller probability than ``least`` of its request; None, NaN: no."""
+    bound = math.nan if least is None else float(least[request])
+    if math.isnan(bound):
+        return False
+    margin(abs(float(p.w[index]) - bound) / max(float(p.doubt[index]), 1e-300))
+    return float(p.w[index]) < bound
+
+
+def is_uncertain(p: Mass, most: Tensor | None, request: int, margin: Margin) -> bool:
+    """Whether the entropy is above ``most`` of its request; None, NaN: no."""
+    bound = math.nan if most is None else float(most[request])
+    if math.isnan(bound):
+        return False
+    found = float(entropy(p))
+    surprise = torch.where(p.w > 0, -p.w.clamp(min=1e-300).log(), 0.0)
+    margin(abs(found - bound) / float((p.doubt * (1 + surprise)).sum()))
+    return found > bound
 
 
 def _filter(w: Tensor, s: Settings) -> tuple[int, Tensor]:

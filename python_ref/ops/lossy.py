@@ -214,10 +214,8 @@ def typical(
         p = law.weights(walk.row(node).logits, walk.settings).normalised()
         if not bool(p.w.any()):
             return []
-        some = p.w[p.w > 0]
-        entropy = float(-(some * some.log()).sum())
-        least = min(epsilon, delta * math.exp(-entropy))
-        slack = (1 + float((some * some.log().abs()).sum())) * least if least < epsilon else 0.0
+        least = min(epsilon, delta * math.exp(-float(law.entropy(p))))
+        slack = (1 + float(law.entropy(p))) * least if least < epsilon else 0.0
         found = []
         for child in children:
             token = walk.nodes.tokens[child]

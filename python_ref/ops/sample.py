@@ -104,7 +104,10 @@ def draft(
     allowed: Tensor | None = None,
     allowed_rows: Tensor | None = None,
     draft_to_target: Tensor | None = None,
+    min_confidence: Tensor | None = None,
+    max_entropy: Tensor | None = None,
     status: Tensor | None = None,
+    certainty: Tensor | None = None,
     out: Tensor | None = None,
     margin: Tensor | None = None,
 ) -> Tensor:
@@ -113,7 +116,9 @@ def draft(
     At temperature 0 they are the ``num`` best ids. Else the first ``top`` are the best ids, and the
     others come from the rest of the law: with ``replacement`` each by a two-level race of its own
     (draw 0, 1, ...); without, as the first arrivals of one race of all ids; ``coupled``, by the
-    race of plain decoding, run again without the ids already drawn.
+    race of plain decoding, run again without the ids already drawn. A row stops, and has no
+    children, if its law ``q`` (at temperature 0 the softmax of the allowed logits) has ``max q`` below
+    ``min_confidence`` or ``-sum q log q`` above ``max_entropy``.
 
     Args:
         logits: ``[R, V]`` float32, bfloat16 or float16, any strides; ``[R, V_draft]`` with
@@ -131,13 +136,16 @@ def draft(
         allowed_rows: ``[R]`` int32 or int64, row of ``allowed``, -1 = unrestricted; None: row ``r``.
         draft_to_target: ``[V_draft]`` int32 or int64, target id of each draft id; a negative one
             does not exist. Order and noise are those of the target ids.
+        min_confidence: ``[B]`` float32; NaN: no stop.
+        max_entropy: ``[B]`` float32, nats; NaN: no stop.
         status: ``[R]`` int32, overwritten with 1 (NaN), 2 (nothing to draw), 8 (request out of
             range).
+        certainty: ``[R, 2]`` float32, receives ``max q`` and the entropy, 0 where there is no law.
         out: ``[R, num]`` int64 to write into.
         margin: ``[R]`` float64, receives the smallest margin of the decisions (inf: none).
 
     Returns:
-        ``[R, num]`` int64 target ids, -1 where fewer exist.
+        ``[R, num]`` int64 target ids, -1 where fewer exist and in rows that stop.
 
     Raises:
         TypeError, ValueError: on a wrong dtype, shape or range.
@@ -155,12 +163,16 @@ def draft(
     checks.integer(op, "top", top, 0, num)
     checks.optional(op, "draft_to_target", draft_to_target, columns)
     checks.law(op, allowed, allowed_rows, count, columns if draft_to_target is None else None)
+    checks.optional(op, "min_confidence", min_confidence, batch, (torch.float32,))
+    checks.optional(op, "max_entropy", max_entropy, batch, (torch.float32,))
     ids, column = torch.arange(columns), torch.arange(columns)
     if draft_to_target is not None:
         ids, column = torch.sort(draft_to_target.detach().cpu().long(), stable=True)
         ids, column = ids[ids >= 0], column[ids >= 0]
     drafts = torch.full((count, num), -1, dtype=torch.int64)
     flags = torch.zeros(count, dtype=torch.int32)
+    certain = torch.zeros(count, 2, dtype=torch.float64)
+    looks = any(given is not None for given in (min_confidence, max_entropy, certainty))
     if margin is not None:
         margin.fill_(torch.inf)
     every = law.all_settings(sampling)
@@ -176,13 +188,26 @@ def draft(
         values = values if mask is None else values.masked_fill(~mask, -torch.inf)
         depth, node = (0 if x is None else int(x[r]) for x in (depths, nodes))
         place = Place(s.seed, int(positions[r]), DRAFT, depth, node)
-        chosen = _children(values, ids, s, place, num, top, replacement, coupled, near)
+        chosen: list[int] = []
+        dead = not values.numel() or law.best(values) < 0
+        if not dead:
+            stops = False
+            if looks:
+                sure = law.weights(values, law.PLAIN if s.greedy else s).normalised()
+                best = int(sure.w.argmax())
+                certain[r] = torch.stack((sure.w[best], law.entropy(sure)))
+                stops = law.is_unlikely(sure, best, min_confidence, request, near)
+                stops |= law.is_uncertain(sure, max_entropy, request, near)
+            if not stops:
+                chosen = _children(values, ids, s, place, num, top, replacement, coupled, near)
         drafts[r, : len(chosen)] = ids[chosen]
-        flags[r] = NAN * row.has_nan | DEAD_END * (not chosen)
+        flags[r] = NAN * row.has_nan | DEAD_END * dead
         if margin is not None:
             margin[r] = near.value
     if status is not None:
         status.copy_(flags)
+    if certainty is not None:
+        certainty.copy_(certain)
     return _give(drafts, out, logits)
 
 
@@ -197,9 +222,7 @@ def _children(
     coupled: bool,
     margin: Margin,
 ) -> list[int]:
-    """The entries drawn at one node, in draw order."""
-    if not logits.numel() or law.best(logits) < 0:
-        return []
+    """The entries drawn at one node that is no dead end, in draw order."""
     if s.greedy:
         return [int(entry) for entry in law.ranking(logits)[:num]]
     mass = law.weights(logits, s)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from .decoding import Decoding, Verifier, fused, texts
 from .exact import LARGEST_ERROR, error_of
-from .models import Case, random_bins, random_models
+from .models import Case, processed, random_bins, random_grammar, random_models
 from .statistics import detectable, g_test, quantile
 
 #: The probability that any test of a run fails although nothing is wrong (Bonferroni).
@@ -106,6 +106,7 @@ def cases_of(rule: str, seed: int = 0, chains_only: bool = False) -> list[Case]:
             Case(*near, **plain, name="V=5"),
             Case(*some, **plain, settings=filters, bins=bins300, name="V=300, filters"),
             Case(*many, **plain, bins=bins50k, name="V=50,000"),
+            Case(*near, **plain, allowed=random_grammar(5, 5, 105 + seed), name="a grammar, V=5"),
         ]
     found = [
         Case(*near, **one, name="chain of 1, V=5"),
@@ -124,18 +125,25 @@ def cases_of(rule: str, seed: int = 0, chains_only: bool = False) -> list[Case]:
     ]
     if chains_only:
         return found
+    grammar = random_grammar(5, 5, 105 + seed)
+    found.append(Case(*near, **two, allowed=grammar, bins=bins5, name="chain of 2, a grammar for the target, V=5"))
+    # About half of the drafter's rows are sure enough.
+    sure = processed(near[1], {"temperature": 1.0}, grammar).amax(1).median()
+    guarded: dict[str, Any] = {"allowed": grammar, "drafts_allowed": True, "stops": {"min_confidence": float(sure)}}
     if rule == "greedy_plus_one":
         # All nodes of a depth have as many children: the last is the sampled one.
         found += [
             Case(*near, **siblings, name="2 children, V=5"),
             Case(*near, parents=_tree(3, 2), length=7, rule=rule, bins=bins5, name="tree 3x2, V=5"),
             Case(*many, parents=_tree(2, 1), length=7, rule=rule, bins=bins50k, name="tree 2x1, V=50,000"),
+            Case(*near, **siblings, **guarded, name="2 children, a grammar for both, drafts that stop, V=5"),
         ]
         return found
     found += [
         Case(*near, **siblings, name="2 siblings without replacement, V=5"),
         Case(*near, **uneven, name="uneven tree without replacement, V=5"),
         Case(*many, parents=_tree(2, 1), length=7, rule=rule, bins=bins50k, **chosen, name="tree 2x1, V=50,000"),
+        Case(*near, **uneven, **guarded, name="uneven tree, a grammar for both, drafts that stop, V=5"),
     ]
     if rule == "match":
         found += [
@@ -172,6 +180,15 @@ def exact_cases_of(rule: str, seed: int = 0) -> list[Case]:
                 *three, parents=_tree(2), length=2, settings={"top_p": 0.8}, name="2 siblings, the target filtered, V=3"
             ),
             Case(*two, parents=_tree(2, 1), length=3, name="tree 2x1, V=2"),
+            Case(
+                *three,
+                parents=_tree(1, 1),
+                length=2,
+                allowed=random_grammar(3, 3, 203 + seed),
+                drafts_allowed=True,
+                stops={"min_confidence": 0.7},
+                name="chain of 2, a grammar for both, drafts that stop, V=3",
+            ),
         ]
     if rule in ("token", "block", "traversal"):
         cases.append(

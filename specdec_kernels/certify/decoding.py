@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import sample, verify
 from ..types import Sampling, TokenTree
-from .models import Case, processed
+from .models import Case, packed, processed
 
 #: Rules that ask for no law of the drafts.
 UNDRAFTED = ("match", "threshold", "typical", "synthetic")
@@ -31,6 +31,7 @@ class Step(NamedTuple):
         sampling: settings of the target, ``[B]``, with a seed per request.
         draft_sampling: settings of the drafts.
         context_lens: ``[B]`` int64, committed tokens.
+        allowed: ``[S, words]`` int32, the ids that the target may emit, a bit each, by ``rows``; None: all.
     """
 
     case: Case
@@ -41,6 +42,7 @@ class Step(NamedTuple):
     sampling: Sampling
     draft_sampling: Sampling
     context_lens: Tensor
+    allowed: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -49,14 +51,15 @@ class Step(NamedTuple):
 
     def target_probs(self) -> Tensor:
         """``[B, N, V]`` float32, the target's processed law after each node."""
-        return self._probs(self.logits, self.case.settings)
+        return self._probs(self.logits, self.case.settings, self.case.allowed)
 
     def draft_probs(self) -> Tensor:
         """``[B, N, V]`` float32, the processed law that each node's children were drawn from."""
-        return self._probs(self.draft_logits, self.case.draft_settings)
+        allowed = self.case.allowed if self.case.drafts_allowed else None
+        return self._probs(self.draft_logits, self.case.draft_settings, allowed)
 
-    def _probs(self, logits: Tensor, settings: dict[str, Any]) -> Tensor:
-        law = processed(logits, settings).float().to(logits.device)
+    def _probs(self, logits: Tensor, settings: dict[str, Any], allowed: Tensor | None) -> Tensor:
+        law = processed(logits, settings, allowed).float().to(logits.device)
         return law[self.rows].view(*self.tokens.shape, -1)
 
 
@@ -70,17 +73,17 @@ def fused(backend: str | None = None) -> Verifier:
 
     def run(step: Step) -> tuple[Tensor, Tensor]:
         case, rows = step.case, step.rows
+        law: dict[str, Any] = {} if step.allowed is None else {"allowed": step.allowed, "allowed_rows": rows}
         if case.rule == "sample":
             root = step.logits[step.rows.view(step.tokens.shape)[:, 0]]
-            drawn = sample.sample(root, step.sampling, step.context_lens + 1, backend=backend)
+            drawn = sample.sample(root, step.sampling, step.context_lens + 1, backend=backend, **law)
             return drawn.unsqueeze(1), torch.ones_like(drawn)
         if case.rule in UNDRAFTED:
             function = getattr(verify, case.rule)
             device = step.logits.device
             options = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in case.options.items()}
-            result = function(
-                step.tree, step.logits, step.sampling, step.context_lens, rows=rows, backend=backend, **options
-            )
+            options |= law | {"rows": rows, "backend": backend}
+            result = function(step.tree, step.logits, step.sampling, step.context_lens, **options)
         else:
             result = verify.rejection(
                 step.tree,
@@ -93,7 +96,9 @@ def fused(backend: str | None = None) -> Verifier:
                 replacement=case.replacement,
                 rows=rows,
                 draft_rows=rows,
+                draft_allowed_rows=rows if case.drafts_allowed else None,
                 backend=backend,
+                **law,
             )
         return result.tokens, result.num_tokens
 
@@ -106,6 +111,7 @@ class Decoding:
     def __init__(self, case: Case, verifier: Verifier, backend: str | None = None, device: str = "cpu") -> None:
         self.case, self.verifier, self.backend, self.device = case, verifier, backend, torch.device(device)
         self.target, self.drafter = case.target.to(self.device), case.drafter.to(self.device)
+        self.allowed = None if case.allowed is None else packed(case.allowed).to(self.device)
         self.depths, self.ends = case.depths, case.ends
         self._shapes: dict[int, tuple[Tensor, ...]] = {}
 
@@ -122,9 +128,13 @@ class Decoding:
 
     def draft(self, node: int, num: int, tokens: Tensor, lengths: Tensor, seeds: Tensor) -> Tensor:
         """Children of a node that holds ``tokens [B]``: ``[B, num]``."""
-        depth = self.depths[node]
+        depth, states = self.depths[node], tokens.clamp(min=0) % self.case.states
+        law = {"allowed": self.allowed, "allowed_rows": states} if self.case.drafts_allowed else {}
+        stops = {
+            name: torch.full((tokens.numel(),), bound, device=self.device) for name, bound in self.case.stops.items()
+        }
         return sample.draft(
-            self.drafter[tokens.clamp(min=0) % self.case.states],
+            self.drafter[states],
             self.sampling(seeds, self.case.draft_settings),
             lengths + depth,
             num,
@@ -134,6 +144,8 @@ class Decoding:
             coupled=self.case.coupled,
             top=num - 1 if self.case.rule == "greedy_plus_one" else 0,
             backend=self.backend,
+            **law,
+            **stops,
         )
 
     def grow(self, roots: Tensor, lengths: Tensor, seeds: Tensor) -> Tensor:
@@ -163,7 +175,8 @@ class Decoding:
         tree, rows = self.tree(tokens), tokens.flatten().clamp(min=0) % self.case.states
         settings = self.sampling(seeds, self.case.settings)
         drawn = self.sampling(seeds, self.case.draft_settings)
-        return self.verifier(Step(self.case, tree, self.target, self.drafter, rows, settings, drawn, lengths - 1))
+        laws = (self.target, self.drafter, rows, settings, drawn)
+        return self.verifier(Step(self.case, tree, *laws, lengths - 1, self.allowed))
 
     def step(self, roots: Tensor, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """Draft and verify."""

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 
-def processed(logits: Tensor, settings: dict[str, Any]) -> Tensor:
+def processed(logits: Tensor, settings: dict[str, Any], allowed: Tensor | None = None) -> Tensor:
     """The processed law of rows of logits, written down plainly: sort, cut, normalise.
 
     Args:
         logits: ``[S, V]``.
         settings: keywords of ``Sampling.of``, without a seed.
+        allowed: ``[S, V]`` bool, the ids that each row may emit, at least one; None: all.
 
     Returns:
         ``[S, V]`` float64 probabilities.
@@ -28,7 +29,10 @@ def processed(logits: Tensor, settings: dict[str, Any]) -> Tensor:
     }
     top_k, order = int(settings.get("top_k", 0)), settings.get("filter_order", "top_k_first")
     # Equal logits stay in the order of their ids.
-    values, ids = logits.detach().cpu().double().sort(dim=1, descending=True, stable=True)
+    values = logits.detach().cpu().double()
+    if allowed is not None:
+        values = values.masked_fill(~allowed, -torch.inf)
+    values, ids = values.sort(dim=1, descending=True, stable=True)
     if not rounded["temperature"] > 0:
         law = torch.zeros_like(values)
         law[:, 0] = 1.0
@@ -76,6 +80,9 @@ class Case:
         settings: of the target's law, keywords of ``Sampling.of``.
         draft_settings: of the drafter's.
         options: of a lossy rule; ``threshold`` without any is lossless.
+        allowed: ``[S, V]`` bool, a grammar: the ids that the target may emit after each state; None: all.
+        drafts_allowed: whether the drafter keeps to the grammar as well.
+        stops: ``min_confidence`` and ``max_entropy`` of ``sample.draft``: where drafting ends.
         bins: ``[V]`` the outcome that each token counts as; None: every token is its own.
         name: what it is called.
     """
@@ -90,6 +97,9 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     draft_settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    allowed: Tensor | None = None
+    drafts_allowed: bool = False
+    stops: dict[str, float] = field(default_factory=dict)
     bins: Tensor | None = None
     name: str = ""
 
@@ -130,7 +140,7 @@ class Case:
 
     def expected(self) -> Tensor:
         """The probability of each text of outcomes: ``[outcomes ** length]`` float64, the first token counts most."""
-        law = processed(self.target, self.settings)
+        law = processed(self.target, self.settings, self.allowed)
         bins = torch.arange(self.vocab) if self.bins is None else self.bins
         cells = bins * self.states + torch.arange(self.vocab) % self.states
         # step[s, outcome, next state]
@@ -152,6 +162,21 @@ def random_models(states: int, vocab: int, seed: int, apart: float = 1.0) -> tup
         likely = torch.randperm(vocab, generator=generator)[:24]
         target[:, likely] += 0.6 * torch.tensor(float(vocab)).log()
     return target, target + apart * torch.randn(states, vocab, generator=generator)
+
+
+def random_grammar(states: int, vocab: int, seed: int) -> Tensor:
+    """Which ids may follow each state: ``[states, vocab]`` bool, about three in five, at least one."""
+    generator = torch.Generator().manual_seed(seed)
+    allowed = torch.rand(states, vocab, generator=generator) < 0.6
+    allowed[torch.arange(states), torch.randint(vocab, (states,), generator=generator)] = True
+    return allowed
+
+
+def packed(allowed: Tensor) -> Tensor:
+    """Bools ``[S, V]`` as the bit mask that the ops take: ``[S, ceil(V/32)]`` int32."""
+    padded = torch.nn.functional.pad(allowed, (0, -allowed.shape[1] % 32))
+    words = (padded.view(len(allowed), -1, 32).long() << torch.arange(32)).sum(2)
+    return torch.where(words < 2**31, words, words - 2**32).to(torch.int32)
 
 
 def random_bins(vocab: int, outcomes: int, seed: int) -> Tensor:

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import Settings, blocks_of, find_laws, flags, mask_of, on_device_of, power_of_two, step
-from .law import Law, law_of, memory_of
+from .law import Law, entropy_of, law_of, memory_of
 from .paged import locate, pages_of
 from .row import Row, value_of
 from .sample import take_best
@@ -95,7 +95,8 @@ def ngram_lookup_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def children_kernel(
     logits, height, columns, row_stride, scores, scores_row_stride, scores_column_stride, width, draft_to_target,
-    draft_to_target_stride, tops, sums, nans, blocks, tokens, child_scores, num,
+    draft_to_target_stride, min_confidence, min_confidence_stride, max_entropy, max_entropy_stride,
+    tops, sums, nans, blocks, tokens, child_scores, num,
     NUM: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
     """The children of one beam."""
@@ -113,8 +114,13 @@ def children_kernel(
         largest, cut, total, masses, row_tops, has_nan = law_of(
             (tops, sums, nans, None, None), r, temperature, blocks, False, NB
         )
-        if largest > float("-inf"):
-            law = Law(row, temperature, largest, cut, total, masses, row_tops)
+        law = Law(row, temperature, largest, cut, total, masses, row_tops)
+        goes_on = largest > float("-inf")
+        if max_entropy is not None:
+            if goes_on:
+                most = tl.load(max_entropy + r // width * max_entropy_stride)
+                goes_on = (entropy_of(law, blocks, TILE, NB) > most) == 0
+        if goes_on:
             count = tl.full([], 0, tl.int32)
             light = largest > float("-inf")  # also ids whose weight is 0
             chosen, count, bound = take_best(law, chosen, count, num, light, blocks, NUM, TILE, NB)
@@ -125,6 +131,9 @@ def children_kernel(
                 known = chosen >= 0
                 at = tl.where(known, chosen, 0) * draft_to_target_stride
                 chosen = tl.load(draft_to_target + at, mask=known, other=-1).to(tl.int64)
+            if min_confidence is not None:
+                least = tl.load(min_confidence + r // width * min_confidence_stride)
+                chosen = tl.where(tl.exp(share) < least, -1, chosen)
             there = (chosen >= 0) & (chosen <= _LARGEST_TOKEN) & (reached > float("-inf"))
             chosen = tl.where(there, chosen, -1)
             reached = tl.where(there, reached, float("-inf"))
@@ -151,6 +160,8 @@ def draft_expand(
     scores: Tensor | None,
     num: int,
     draft_to_target: Tensor | None,
+    min_confidence: Tensor | None,
+    max_entropy: Tensor | None,
     tokens: Tensor,
     child_scores: Tensor,
     beams: Tensor,
@@ -169,7 +180,8 @@ def draft_expand(
             laws = find_laws(logits, rows, blocks, mask_of(None, None), plain, batch=rows, active=there)
             children_kernel[(rows,)](
                 *(logits, rows, columns, step(logits), scores, step(scores), 0 if scores is None else scores.stride(1)),
-                *(width, draft_to_target, step(draft_to_target), *laws[:3], blocks.number, tokens, child_scores, num),
+                *(width, draft_to_target, step(draft_to_target), min_confidence, step(min_confidence)),
+                *(max_entropy, step(max_entropy), *laws[:3], blocks.number, tokens, child_scores, num),
                 NUM=power_of_two(num),
                 TILE=blocks.tile,
                 NB=blocks.vector,

@@ -173,6 +173,18 @@ def draw(law, seed, position, stream: tl.constexpr, depth, node, TILE: tl.conste
 
 
 @triton.jit
+def entropy_of(law, blocks, TILE: tl.constexpr, NB: tl.constexpr):
+    """In nats; a weight relative to the largest is its own logarithm's argument, so nothing overflows."""
+    surprise = law.total * 0.0
+    for b in range(0, blocks):
+        if at(law.masses, b, NB) > 0:
+            values, _ = load_kept(law.row, b, law.cut, NO_BOUND, TILE)
+            weights = weigh(values, law.largest, law.temperature)
+            surprise -= tl.sum(tl.where(weights > 0, weights * tl.log(weights), 0.0)).to(tl.float64)
+    return tl.maximum(tl.log(law.total) + surprise / law.total, 0.0)
+
+
+@triton.jit
 def _request_of_node(
     cu_nodes, cu_nodes_stride, parents, parents_stride, ends, ends_stride, total, batch, node, SEARCH: tl.constexpr
 ):

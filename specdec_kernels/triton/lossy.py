@@ -15,12 +15,12 @@ import triton
 import triton.language as tl
 
 from .bottom_up import clear
-from .cut import at, reach
-from .law import NO_BOUND, Law, best_key, draw, load_kept
+from .cut import reach
+from .law import Law, best_key, draw, entropy_of
 from .random import TARGET, coin
 from .rejection import draw_left
 from .residual import LEAST, MOST, Rejected, masses_left, weight_at
-from .row import Row, id_of_key, key_of, value_of, weigh
+from .row import Row, id_of_key, key_of, value_of
 from .visit import DEAD_END, law_at, memory_at
 from .walk import depth_of, end_of, find_child, token_of
 
@@ -158,18 +158,6 @@ def at_given_rates(law, lossy, request, node, depth, position, vocab, blocks, TI
 
 
 @triton.jit
-def _entropy(law, blocks, TILE: tl.constexpr, NB: tl.constexpr):
-    """In nats; a weight relative to the largest is its own logarithm's argument, so nothing overflows."""
-    surprise = law.total * 0.0
-    for b in range(0, blocks):
-        if at(law.masses, b, NB) > 0:
-            values, _ = load_kept(law.row, b, law.cut, NO_BOUND, TILE)
-            weights = weigh(values, law.largest, law.temperature)
-            surprise -= tl.sum(tl.where(weights > 0, weights * tl.log(weights), 0.0)).to(tl.float64)
-    return tl.maximum(tl.log(law.total) + surprise / law.total, 0.0)
-
-
-@triton.jit
 def typical(target, lossy, request, space, blocks, FILTERED: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr):
     """The deepest node all of whose ancestors and which itself is not unlikely, of equally deep ones the first; the
     token after it (-1 also where the limit cuts it off); the status. ``space``: a number per node of the batch."""
@@ -197,7 +185,7 @@ def typical(target, lossy, request, space, blocks, FILTERED: tl.constexpr, TILE:
                 law = Law(row, temperature, largest, cut, total, masses, tops)
                 flag = flag | seen
                 if largest > float("-inf"):
-                    least = lossy.second * tl.exp(-_entropy(law, blocks, TILE, NB))
+                    least = lossy.second * tl.exp(-entropy_of(law, blocks, TILE, NB))
                     least = tl.minimum(least, lossy.first)
                     while child >= 0:
                         likely = weight_at(law, token_of(tree, child)) / total > least

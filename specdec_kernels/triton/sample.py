@@ -17,7 +17,7 @@ from torch import Tensor
 from .arrivals import heads_kernel, take_arrivals
 from .cut import at
 from .launch import Settings, blocks_of, find_laws, flags, mask_of, on_device_of, power_of_two, step
-from .law import NO_BOUND, Law, best_key, draw, find_masses, law_of, load_kept, memory_of, settings_of
+from .law import NO_BOUND, Law, best_key, draw, entropy_of, find_masses, law_of, load_kept, memory_of, settings_of
 from .race import first_of, race_of_blocks
 from .random import DRAFT, TARGET, block_noise, id_noise, listed_id_noise
 from .row import (
@@ -294,7 +294,8 @@ def draft_kernel(
     seed, seed_stride, batch, positions, positions_stride, requests, requests_stride, tree_depths, tree_depths_stride,
     nodes, nodes_stride, id_of, id_of_stride,
     tops, sums, nans, cuts, masses, heads, blocks,
-    num, top, drafts, drafts_stride, status, status_stride,
+    num, top, certainty, min_confidence, min_confidence_stride, max_entropy, max_entropy_stride,
+    drafts, drafts_stride, status, status_stride,
     MODE: tl.constexpr, FILTERED: tl.constexpr, NUM: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
     """The children of one node."""
@@ -320,7 +321,14 @@ def draft_kernel(
             (tops, sums, nans, cuts, masses), r, settings.temperature, blocks, FILTERED, NB
         )
         law = Law(row, settings.temperature, largest, cut, total, row_masses, row_tops)
-        if law.largest > float("-inf"):
+        goes_on = law.largest > float("-inf")
+        if min_confidence is not None:
+            least = tl.load(min_confidence + request * min_confidence_stride)
+            goes_on = goes_on & ((tl.load(certainty + 2 * r) < least) == 0)
+        if max_entropy is not None:
+            most = tl.load(max_entropy + request * max_entropy_stride)
+            goes_on = goes_on & ((tl.load(certainty + 2 * r + 1) > most) == 0)
+        if goes_on:
             key = tl.load(seed + request * seed_stride)
             position = tl.load(positions + r * positions_stride).to(tl.int64)
             depth = r * 0
@@ -345,9 +353,51 @@ def draft_kernel(
                         law, chosen, count, num, bound, key, position, depth, node, blocks,
                         MODE, id_of is not None, NUM, TILE, NB,
                     )  # fmt: skip
-        flag = has_nan * _NAN + tl.where(count == 0, _DEAD_END, 0)
+        flag = has_nan * _NAN + tl.where(law.largest == float("-inf"), _DEAD_END, 0)
     tl.store(drafts + r * drafts_stride + numbers, chosen, mask=numbers < num)
     tl.store(status + r * status_stride, flag)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def certainty_kernel(
+    logits, height, columns, row_stride,
+    allowed, allowed_rows, allowed_rows_stride, allowed_height, allowed_stride, words,
+    temperature, temperature_stride, batch, requests, requests_stride, id_of, id_of_stride,
+    tops, sums, nans, cuts, masses, plain_tops, plain_sums, plain_nans, blocks, certainty,
+    FILTERED: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr,
+):  # fmt: skip
+    """The largest probability of the law of one row, and its entropy. ``plain_*``: of the rows of requests at temperature
+    0, as they are at temperature 1."""
+    r = tl.program_id(0).to(tl.int64)
+    request = r
+    if requests is not None:
+        request = tl.load(requests + r * requests_stride).to(tl.int64)
+    confidence = tl.full([], 0.0, tl.float64)
+    nats = tl.full([], 0.0, tl.float64)
+    if (request >= 0) & (request < batch):
+        memory = memory_of(
+            logits, height, columns, row_stride, columns, r,
+            allowed, allowed_rows, allowed_rows_stride, allowed_height, allowed_stride, words, r,
+        )  # fmt: skip
+        row = Row(memory, allowed, id_of, id_of_stride, None, 0)
+        given = tl.load(temperature + request * temperature_stride)
+        if given > 0.0:
+            largest, cut, total, row_masses, row_tops, _ = law_of(
+                (tops, sums, nans, cuts, masses), r, given, blocks, FILTERED, NB
+            )
+            if largest > float("-inf"):
+                confidence = 1.0 / total
+                nats = entropy_of(Law(row, given, largest, cut, total, row_masses, row_tops), blocks, TILE, NB)
+        else:
+            one = given * 0.0 + 1.0
+            largest, cut, total, row_masses, row_tops, _ = law_of(
+                (plain_tops, plain_sums, plain_nans, None, None), r, one, blocks, False, NB
+            )
+            if largest > float("-inf"):
+                confidence = 1.0 / total
+                nats = entropy_of(Law(row, one, largest, cut, total, row_masses, row_tops), blocks, TILE, NB)
+    tl.store(certainty + 2 * r, confidence)
+    tl.store(certainty + 2 * r + 1, nats)
 
 
 def sample_draft(
@@ -365,11 +415,14 @@ def sample_draft(
     allowed: Tensor | None,
     allowed_rows: Tensor | None,
     draft_to_target: Tensor | None,
+    min_confidence: Tensor | None,
+    max_entropy: Tensor | None,
     replacement: bool,
     top: int,
     coupled: bool,
     drafts: Tensor,
     status: Tensor,
+    certainty: Tensor | None,
 ) -> None:
     """The launcher of ``sample.draft``."""
     count, columns = logits.shape
@@ -384,6 +437,30 @@ def sample_draft(
             *(seed, step(seed), batch, positions, step(positions), requests, step(requests)),
             *(depths, step(depths), nodes, step(nodes), draft_to_target, step(draft_to_target)),
         )
+        sure = None
+        if any(given is not None for given in (min_confidence, max_entropy, certainty)):
+            sure = torch.empty((count, 2), dtype=torch.float64, device=logits.device)
+            cold = (temperature > 0).logical_not()  # also NaN
+            warm = Settings(torch.ones_like(temperature))
+            plain = find_laws(
+                *(logits, count, blocks, mask, warm),
+                id_of=draft_to_target,
+                batch=batch,
+                requests=requests,
+                active=cold,
+            )
+            certainty_kernel[(count,)](
+                *(logits, count, columns, step(logits), *mask, temperature, step(temperature), batch),
+                *(requests, step(requests), draft_to_target, step(draft_to_target)),
+                *(*laws[:3], *laws[4:], *plain[:3], blocks.number, sure),
+                FILTERED=settings.filtered,
+                TILE=blocks.tile,
+                NB=blocks.vector,
+                num_warps=blocks.warps,
+            )
+            if certainty is not None:
+                certainty.copy_(sure)
+        stops = (min_confidence, step(min_confidence), max_entropy, step(max_entropy))
         mode = 2 if coupled else 1 if replacement else 0
         heads = None
         if mode == 0:
@@ -397,7 +474,8 @@ def sample_draft(
             )
         draft_kernel[(count,)](
             *(logits, count, columns, step(logits), *mask, *settings.arguments(), *places),
-            *(*laws[:3], *laws[4:], heads, blocks.number, num, top, drafts, step(drafts), status, step(status)),
+            *(*laws[:3], *laws[4:], heads, blocks.number, num, top, sure, *stops),
+            *(drafts, step(drafts), status, step(status)),
             MODE=mode,
             FILTERED=settings.filtered,
             NUM=power_of_two(num),

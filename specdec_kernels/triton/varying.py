@@ -17,11 +17,11 @@ _STRIDES = (
     "active allowed allowed_rows budgets column column_of context_lens cu_nodes cu_queries depths draft_allowed "
     "draft_allowed_rows draft_min_p draft_rows draft_temperature draft_to_target draft_top_k draft_top_p drafts ends "
     "given given_parents given_tokens id_of key_head key_layer key_scale lengths log_probs_depth log_probs_rank "
-    "log_probs_row lses_head lses_part lses_row max_tokens min_p node_slots nodes num_tokens parents path path_column "
-    "pool_parents_column pool_parents_row pool_tokens_column pool_tokens_row positions positions_column query_nodes "
-    "requests root_tokens rows scores_column scores_row seed sinks status table table_rows target_to_draft "
-    "temperature token_ids_depth token_ids_rank token_ids_row tokens tokens_column top_k top_p tree_depths value_head "
-    "value_layer value_scale"
+    "log_probs_row lses_head lses_part lses_row max_entropy max_tokens min_confidence min_p node_slots nodes "
+    "num_tokens parents path path_column pool_parents_column pool_parents_row pool_tokens_column pool_tokens_row "
+    "positions positions_column query_nodes requests root_tokens rows scores_column scores_row seed sinks status "
+    "table table_rows target_to_draft temperature token_ids_depth token_ids_rank token_ids_row tokens tokens_column "
+    "top_k top_p tree_depths value_head value_layer value_scale"
 )
 
 #: For ``triton.jit(do_not_specialize=...)``.

@@ -113,6 +113,17 @@ def near(draw: Draw, logits: Tensor, noise: float = 0.7) -> Tensor:
 # ---- settings and masks -----------------------------------------------------------------------------------------------
 
 
+def stops(draw: Draw, batch: int, odd: bool, chance: float) -> dict[str, Tensor]:
+    """Bounds at which drafting ends, each given with a probability."""
+    made = {}
+    for name, most in (("min_confidence", 1.0), ("max_entropy", 4.0)):
+        if draw.chance(chance):
+            made[name] = most * draw.uniform(batch)
+            if odd and batch and draw.chance(0.5):
+                made[name][draw.whole(0, batch - 1)] = draw.one((math.nan, 0.0, math.inf, -1.0))
+    return made
+
+
 def sampling(draw: Draw, batch: int, odd: bool, order: str) -> sk.Sampling:
     """Settings of a batch; ``odd`` takes them from the edges of the contract."""
     tables = (TEMPERATURES, TOP_KS, TOP_PS, MIN_PS) if odd else USUAL

@@ -135,10 +135,16 @@ def draws(backend: str, op: str, arguments: dict[str, Any], tally: Tally) -> Ten
     count = arguments["logits"].shape[0]
     margin = torch.empty(count, dtype=torch.float64)
     status = torch.full((count,), 99, dtype=torch.int32)
-    expected = getattr(oracle.sample, op.split("_", 1)[1])(**arguments, status=status, margin=margin)
     device = device_of(backend)
     ours = torch.full((count,), 77, dtype=torch.int32, device=device)
-    actual = run(backend, op, {**arguments, "status": ours})
+    certain, options = torch.full((2, count, 2), 77.0), {"status": ours}
+    asked = {"certainty": certain[0]} if "min_confidence" in arguments else {}  # with stops and without
+    if asked:
+        options["certainty"] = certain[1].to(device)
+    expected = getattr(oracle.sample, op.split("_", 1)[1])(**arguments, **asked, status=status, margin=margin)
+    actual = run(backend, op, {**arguments, **options})
+    if asked:
+        certain[1] = options["certainty"].cpu()
     assert actual.dtype == expected.dtype == torch.int64 and actual.shape == expected.shape
     flags = ours.cpu()
     for r in range(count):
@@ -153,4 +159,7 @@ def draws(backend: str, op: str, arguments: dict[str, Any], tally: Tally) -> Ten
                 f"{op}, row {r}, margin {float(margin[r]):g}: {actual[r].tolist()} status {int(flags[r])}, "
                 f"the oracle {expected[r].tolist()} status {int(status[r])}\n{shown}"
             )
+        if not within:
+            error = (certain[1, r] - certain[0, r]).abs() / certain[0, r].clamp(min=1.0)
+            assert bool((error <= 1e-5).all()), f"row {r}: certainty {certain[1, r]}, the oracle {certain[0, r]}"
     return actual

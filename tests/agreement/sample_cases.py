@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .cases import FLOATS, INDICES, ORDERS, ROWS, Draw, mask, rows, sampling, strided, vocabularies
+from .cases import FLOATS, INDICES, ORDERS, ROWS, Draw, mask, rows, sampling, stops, strided, vocabularies
 
 VOCABULARIES = (1, 2, 3, 5, 9, 31, 33, 64)
 POSITIONS = (0, 0, 0, 2**31 - 3, 2**32 - 2, -3, 2**40)
@@ -72,6 +72,8 @@ class Case:
             arguments["draft_to_target"], _ = vocabularies(draw, self.vocab)
             columns = arguments["draft_to_target"].numel()
             arguments["logits"] = arguments["logits"][:, :columns].contiguous()
+        batch = arguments["sampling"].temperature.numel()
+        arguments |= stops(draw, batch, odd, 0.3)
 
     def strided(self) -> dict[str, Any]:
         """The arguments as views into larger buffers."""

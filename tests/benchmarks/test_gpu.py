@@ -389,3 +389,29 @@ def test_without_rows_there_is_no_picture(tmp_path, capsys):
 
 def test_quantiles_of_samples_in_nanoseconds():
     assert Timing((250_000.0,)).p50 == 250.0
+
+
+class TestAssistant:
+    """transformers, on the CPU."""
+
+    def variants(self, **settings):
+        generator = torch.Generator().manual_seed(1)
+        target = torch.randn(2 * 4, 32, generator=generator).bfloat16()
+        drafts = torch.tensor([[3, 4, 5], [6, 7, 8]])
+        target.view(2, 4, 32)[1, torch.arange(3), drafts[1]] = 4.0
+        draft = target.clone()
+        draft.view(2, 4, 32)[0, 0, 3] = 20.0  # drawn for sure, and unlikely to be kept
+        return peers.assistant(target, draft, drafts, {"temperature": 0.7} | settings)
+
+    @pytest.mark.parametrize("settings", [{}, {"top_p": 0.99}])
+    def test_its_part_has_the_right_form(self, settings):
+        [variant] = self.variants(**settings)
+        assert variant.name == "transformers" and admit(variant) is None
+        numbers = torch.stack([variant.call()[1] for _ in range(40)])
+        assert bool((numbers[:, 0] == 1).any()) and bool(
+            (numbers[:, 1] == 4).all()
+        )  # where both laws agree all are kept
+
+    def test_who_is_not_there_takes_no_part(self, monkeypatch):
+        monkeypatch.setattr(peers, "load", lambda module: None)
+        assert self.variants() == []

@@ -46,6 +46,7 @@ def drafters(requests, texts, ops=sk):
         "ngram of one": NgramDrafter(ops, min_n=1, max_n=1),
         "independent": IndependentDrafter(model_of(1), ops),
         "itself": IndependentDrafter(model_of(0), ops),
+        "stopping": IndependentDrafter(model_of(0), ops, min_confidence=0.07, max_entropy=3.3),
         "cold": IndependentDrafter(model_of(1), ops, temperature=0.0, page_size=2, prefill_chunk=4),
     }
 

@@ -89,10 +89,11 @@ class FixedTree:
         """Nothing to learn."""
 
 
-@pytest.mark.parametrize("drafter", ["sampled", "cold", "lookup", "head", "tree", "tree of the head"])
+@pytest.mark.parametrize("drafter", ["sampled", "stopping", "cold", "lookup", "head", "tree", "tree of the head"])
 def test_the_law_of_the_text_is_the_targets(target, small, drafter):
     made = {
         "sampled": IndependentDrafter(small, sk),
+        "stopping": IndependentDrafter(small, sk, min_confidence=0.368, max_entropy=1.096),
         "cold": IndependentDrafter(small, sk, temperature=0.0),
         "lookup": NgramDrafter(sk, max_n=2),
         "head": Eagle3Drafter(head_of(target, draft_vocab=3, scale=1.0, vocab_size=4), sk),
@@ -101,7 +102,7 @@ def test_the_law_of_the_text_is_the_targets(target, small, drafter):
             head_of(target, draft_vocab=3, scale=1.0, vocab_size=4), sk, beams=2, nodes=6
         ),
     }[drafter]
-    prompt = PROMPT if drafter in ("sampled", "cold", "tree") else REPEATING
+    prompt = PROMPT if drafter in ("sampled", "stopping", "cold", "tree") else REPEATING
     trials = TRIALS // 2 if "head" in drafter else TRIALS  # it reads prompts too
     assert p_of(target, made, prompt, trials, **SETTINGS) > SOUND
 

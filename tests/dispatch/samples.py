@@ -70,7 +70,10 @@ def _draft(batch: int, full: bool) -> dict[str, Any]:
             "depths": torch.arange(batch),
             "nodes": torch.arange(batch),
             "draft_to_target": torch.arange(DRAFT_VOCAB),
+            "min_confidence": torch.full((batch,), 0.01),
+            "max_entropy": torch.full((batch,), 5.0),
             "status": torch.zeros(batch, dtype=torch.int32),
+            "certainty": torch.zeros(batch, 2),
             "out": torch.zeros((batch, 3), dtype=torch.int64),
         }
     return arguments
@@ -181,6 +184,8 @@ def _expand(batch: int, full: bool) -> dict[str, Any]:
         "num": 3,
         "beams": 4,
         "draft_to_target": torch.arange(DRAFT_VOCAB) + 5,
+        "min_confidence": torch.full((batch,), 0.01),
+        "max_entropy": torch.full((batch,), 5.0),
         "out": out,
     }
 

@@ -17,6 +17,7 @@ from .verify_table import DRAFTED, FAMILY, FLOAT, INDEX, TREE, VERIFY, settings
 WEIGHT = "float32, bfloat16 or int8"
 CACHE = "float32, bfloat16, float16, float8_e4m3fn or float8_e5m2"
 
+STOPS = {name: ("[2]", "float32") for name in ("min_confidence", "max_entropy")}
 _ROWS = {"allowed": ("[rows, 2]", "int32"), "allowed_rows": ("[2]", INDEX)}
 
 
@@ -79,6 +80,8 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
     "sample_draft": {"logits": ("[R, V]", FLOAT)}
     | {name: ("[2]", INDEX) for name in ("positions", "requests", "depths", "nodes")}
     | {"draft_to_target": ("[24]", INDEX), "status": ("[2]", "int32"), "out": ("[2, 3]", "int64")}
+    | STOPS
+    | {"certainty": ("[2, 2]", "float32")}
     | settings("sampling")
     | {"allowed": ("[rows, words]", "int32"), "allowed_rows": ("[2]", INDEX)},
     **verify_table.ARGUMENTS,
@@ -93,6 +96,7 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "logits": ("[R, V]", FLOAT),
         "scores": ("[B, W]", "float32"),
         "draft_to_target": ("[24]", INDEX),
+        **STOPS,
         "out.tokens": ("[2, 6]", "int64"),
         "out.scores": ("[2, 6]", "float32"),
         "out.beams": ("[2, 4]", "int32"),
@@ -355,7 +359,7 @@ def _written() -> list[tuple[str, dict[str, Any], type, str]]:
     for op, arguments in ARGUMENTS.items():
         call, public = sample(op, full=True), op.replace("_", ".", 1)
         for path in arguments:
-            written = path.startswith("out") or path == "divergence"
+            written = path.startswith("out") or path in ("divergence", "certainty")
             if written and op not in ("sample_sample", "sample_draft"):  # which write to any stride
                 wrong = read(call, path).repeat_interleave(2, -1)[..., ::2]
                 sentence = f"{public}: {path} must be contiguous, got strides {list(wrong.stride())}"

@@ -110,7 +110,17 @@ def overwrite(held: Any, values: Any) -> None:
 
 
 #: Arguments that some ops write beside what they return.
-ALSO_WRITTEN = ("status", "scores", "divergence", "key_cache", "value_cache", "key_caches", "value_caches", "buffers")
+ALSO_WRITTEN = (
+    "status",
+    "scores",
+    "divergence",
+    "certainty",
+    "key_cache",
+    "value_cache",
+    "key_caches",
+    "value_caches",
+    "buffers",
+)
 
 
 def written(result: Any, arguments: dict[str, Any]) -> list[torch.Tensor]:

@@ -1,5 +1,7 @@
 """Bugs known from the field, planted one by one: the chi-square of the laws must find each of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracle.enumeration import random_table
@@ -21,6 +23,8 @@ BLOCK = Case(P3, Q3, (-1, 0, 1), rule="block")
 TRAVERSAL = Case(P4, Q4, (-1, 0, 1, 0), length=3, rule="traversal")
 PLUS_ONE = Case(P4, Q4, (-1, 0, 0), length=3, rule="greedy_plus_one")
 FILTERED = Case(P4, Q4, length=3, draft_settings={"temperature": 0.5, "top_k": 3})
+GRAMMAR = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 0]]).bool()
+GUARDED = Case(P4, Q4, length=3, allowed=GRAMMAR, drafts_allowed=True)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +201,17 @@ class TheLastChildMayRepeatOthers(Decoding):
         return made
 
 
+class DraftLawIsNotMasked(Decoding):
+    """The drafter keeps to the grammar, its law in the ratio does not."""
+
+    def verify(self, tokens, lengths, seeds):
+        honest = self.case
+        self.case = replace(honest, drafts_allowed=False)
+        made = super().verify(tokens, lengths, seeds)
+        self.case = honest
+        return made
+
+
 class ChosenSiblingsAreJudgedAsDrawn(Decoding):
     """The best ids, and the law they were not drawn from."""
 
@@ -300,6 +315,7 @@ BUGS = {
     "acceptance by the target's probability alone": (DraftsAreAcceptedByTheirProbabilityAlone, CHAIN),
     "a threshold accepts": (AllDraftsOfLikelyIdsAreAccepted, CHAIN),
     "raw instead of processed draft law": (RawDraftLaw, FILTERED),
+    "the draft law is not masked": (DraftLawIsNotMasked, GUARDED),
     "repeated drafts are removed": (RepeatedDraftsAreRemoved, TWICE),
     "siblings are sorted": (SiblingsAreSortedByProbability, SIBLINGS),
     "unlikely drafts are dropped": (UnlikelyDraftsAreDropped, CHAIN),

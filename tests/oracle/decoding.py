@@ -27,6 +27,7 @@ class Case:
     coupled: bool = False
     top: int = 0
     options: tuple = ()  # of a lossy rule
+    stops: tuple = ()  # bounds of the drafter's law, below or above which there are no children
     seed: int = 11
 
     @property
@@ -61,6 +62,7 @@ def _draft(case, history):
     maps = {} if case.draft_to_target is None else {"draft_to_target": torch.tensor(case.draft_to_target)}
     if case.mask_drafts:
         maps |= {"allowed": case.mask()}
+    maps |= {name: torch.tensor([bound]) for name, bound in case.stops}
     for depth, branching in enumerate(case.shape):
         counts = branching if isinstance(branching, tuple) else (branching,) * len(level)
         level = [v for v, count in zip(level, counts, strict=True) if count]  # a leaf draws nothing

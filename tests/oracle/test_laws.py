@@ -13,6 +13,13 @@ P3, Q3 = random_table(3, 1), random_table(3, 2)
 P4, Q4 = random_table(4, 3), random_table(4, 4)
 P2, Q2 = random_table(2, 5), random_table(2, 6)
 
+# Some rows of the drafter are surer than this, others are not.
+SURE3, SURE4 = ((("min_confidence", float(q.softmax(1).amax(1).median() + 1e-3)),) for q in (Q3, Q4))
+VAGUE3, MASKED3 = (
+    (("max_entropy", float(torch.distributions.Categorical(logits=q).entropy().median() + 1e-3)),)
+    for q in (Q3, Q3[:, [0, 2]])
+)
+
 # name -> case, history, length of the text whose law is compared
 CASES = {
     "chain of 1, V=4": (Case(P4, Q4), 3),
@@ -50,6 +57,10 @@ CASES = {
     "tree with replacement, three steps": (Case(P2, Q2, (2, (1, 0)), replacement=True), 3),
     "uneven tree": (Case(P2, Q2, (2, (1, 0), (2,))), 3),
     "uneven tree with replacement": (Case(P2, Q2, (1, (2,), (0, 1)), replacement=True), 2),
+    "a chain that stops": (Case(P3, Q3, (1, 1), stops=SURE3), 3),
+    "a masked chain that stops": (Case(P3, Q3, (1, 1), stops=MASKED3, allowed=(0, 2), mask_drafts=True), 3),
+    "siblings that stop": (Case(P4, Q4, (2,), stops=SURE4), 2),
+    "match, a tree that stops": (Case(P3, Q3, (2, 1), rule="match", stops=SURE3), 3),
     "match, any chain": (Case(P2, Q2, (1, 1), rule="match"), 3),
     "match, coupled tree": (Case(P3, Q3, (2, 1), rule="match", coupled=True), 3),
     "match, best first": (Case(P3, Q3, (2, 1), rule="match", top=1), 3),
@@ -66,6 +77,8 @@ BOTTOM_UP = {
     "reduced draft vocabulary": (Case(P4, Q4[:, :2].contiguous(), (1, 1), draft_to_target=(3, 1)), 3),
     "mask on the target": (Case(P3, Q3, (1, 1), allowed=(0, 2)), 3),
     "mask on both": (Case(P4, Q4, (1, 1), allowed=(0, 3), mask_drafts=True), 3),
+    "a chain that stops": (Case(P3, Q3, (1, 1), stops=SURE3), 3),
+    "siblings that stop by their entropy": (Case(P3, Q3, (2,), stops=VAGUE3), 3),
     "deterministic siblings": (deterministic(Case(P4, Q4, (3, (1, 0, 0)))), 3),
     "deterministic, then sampled": (Case(P3, Q3, (1, 1), deterministic_depths=(0,)), 3),
     "target at temperature 0": (Case(P3, Q3, (2,), target_settings=(("temperature", 0.0),)), 3),
@@ -85,6 +98,7 @@ PLUS_ONE = {
     "all ids": (Case(P3, Q3, (3,)), 3),
     "tree 2x2": (Case(P3, Q3, (2, 2)), 3),
     "tree 1x2": (Case(P3, Q3, (1, 2)), 3),
+    "children that stop": (Case(P4, Q4, (2,), stops=SURE4), 2),
     "fewer ids than children": (Case(P3, Q3, (3,), draft_settings=(("top_k", 2),)), 2),
     "filters on both": (Case(P4, Q4, (2, 1), target_settings=FILTERS, draft_settings=(("top_p", 0.7),)), 3),
     "reduced draft vocabulary": (Case(P4, Q4[:, :2].contiguous(), (2,), draft_to_target=(3, 1)), 2),

@@ -47,10 +47,11 @@ _POINTERS = {
     "fp32": "eps",
     "fp64": "first second",
     "*fp32": "temperature top_p min_p draft_temperature draft_top_p draft_min_p tops sums draft_tops draft_sums "
+    "plain_tops plain_sums min_confidence max_entropy "
     "logprobs lse divergence given scores log_probs child_scores key_scale value_scale angles token_mean "
     "traversal_mean plus_one_mean bound",
-    "*fp64": "masses draft_masses heads kept",
-    "*i32": "top_k draft_top_k cu_nodes parents depths ends nans owners draft_nans status num_tokens path allowed "
+    "*fp64": "masses draft_masses heads kept certainty",
+    "*i32": "top_k draft_top_k cu_nodes parents depths ends nans plain_nans owners draft_nans status num_tokens path allowed "
     "draft_allowed counts names tree_slots candidates space live indptr paths num_paths beams cu_queries "
     "node_slots",
     "*i64": "seed positions rows draft_rows allowed_rows draft_allowed_rows requests nodes tree_depths out_tokens "
@@ -115,6 +116,7 @@ CASES: list[tuple[str, Any, list[str], dict[str, Any]]] = [
     ("filters", law.law_kernel, _MAPS, _WIDE),
     ("sample", sample.sample_kernel, _MASKED, {"FILTERED": True, **_WIDE}),
     ("draft, arrivals", sample.draft_kernel, ["id_of"], {"MODE": 0, "FILTERED": True, "NUM": 8, **_WIDE}),
+    ("certainty", sample.certainty_kernel, _MASKED, {"FILTERED": True, **_WIDE}),
     ("heads of arrivals", arrivals.heads_kernel, _MASKED, _WIDE),
     ("draft, mapped and coupled", sample.draft_kernel, _MASKED, {"MODE": 2, "FILTERED": True, "NUM": 8, **_WIDE}),
     ("greedy", verify.verify_kernel, [*_DRAFTS, *_SETTINGS, *_NO_LOSS],

@@ -323,6 +323,8 @@ class Filters {
     }
     law_.is_short = true;
     law_.count = 0;
+    law_.ids.resize((size_t)count_);
+    law_.logits.resize((size_t)count_);
     law_.total = 0.0;
     for (int i = 0; i < count_; ++i) {
       const Entry& entry = entries_[i];

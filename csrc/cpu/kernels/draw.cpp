@@ -151,7 +151,7 @@ int64_t draw(const Law& law, const Place& place) {
   if (law.is_short) {
     double weights[kShort];
     exact_weights(law, weights);
-    const int index = race_list(place, law.ids, weights, law.count);
+    const int index = race_list(place, law.ids.data(), weights, law.count);
     return index < 0 ? -1 : law.ids[index];
   }
   const int64_t winner = race_of_blocks(place, law.block_mass);

@@ -86,7 +86,8 @@ void expand_row(const ExpandParams& p, int64_t row, int threads) {
   Law& law = scratch.law;
   if (above != kAbsent) {
     scan_law(law, row_source(p.logits, row), 1.0f, threads, true);
-    if (!law.dead()) count = best_children(scratch, static_cast<int>(num), children);
+    const bool stopped = p.stops.max_entropy && !law.dead() && p.stops.is_uncertain(b, entropy(law, threads));
+    if (!law.dead() && !stopped) count = best_children(scratch, static_cast<int>(num), children);
   }
   const double log_sum = count > 0 ? log_double(law.total) : 0.0;
   for (int j = 0; j < num; ++j) {
@@ -95,7 +96,9 @@ void expand_row(const ExpandParams& p, int64_t row, int threads) {
     if (j < count) {
       token = p.draft_to_target ? p.draft_to_target[children[j].id] : children[j].id;
       score = child_score(above, children[j].logit, law.max, log_sum);
-      if (!is_token(token) || score == kAbsent) {
+      const bool unlikely =
+          p.stops.min_confidence && p.stops.is_unlikely(b, weight_of(children[j].logit, law.max, 1.0f) / law.total);
+      if (unlikely || !is_token(token) || score == kAbsent) {
         token = -1;
         score = kAbsent;
       }

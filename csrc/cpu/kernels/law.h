@@ -54,8 +54,8 @@ struct Law {
 
   // Short: kept entries, by id ascending.
   int count = 0;
-  int32_t ids[kShort];
-  float logits[kShort];
+  std::vector<int32_t> ids;
+  std::vector<float> logits;
 
   // Dense: per block of ids (of a listed source: blocks of the ids, not of the entries).
   std::vector<double> block_mass;

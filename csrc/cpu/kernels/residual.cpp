@@ -165,7 +165,7 @@ int Residual::fill_block(int64_t block, float* weights) const {
 int64_t Residual::draw(const Place& place) const {
   if (rejected_.empty()) return specdec::cpu::SPECDEC_ISA::draw(*p_, place);
   if (p_->is_short) {
-    const int index = race_list(place, p_->ids, values_.data(), p_->count);
+    const int index = race_list(place, p_->ids.data(), values_.data(), p_->count);
     return index < 0 ? -1 : p_->ids[index];
   }
   const int64_t block = race_of_blocks(place, masses_);

@@ -69,25 +69,40 @@ int children(const DraftParams& p, Law& law, int64_t r, int64_t request, int64_t
   return count;
 }
 
+// Whether drafting ends at a law that is not dead, by its largest probability (the best weight is 1) and its entropy.
+bool is_stopped(const DraftParams& p, const Law& law, int64_t r, int64_t request, int threads) {
+  const bool wants_entropy = p.certainty != nullptr || p.stops.max_entropy;
+  const double confidence = 1.0 / law.total, nats = wants_entropy ? entropy(law, threads) : 0.0;
+  if (p.certainty != nullptr) {
+    p.certainty[2 * r] = static_cast<float>(confidence);
+    p.certainty[2 * r + 1] = static_cast<float>(nats);
+  }
+  return p.stops.is_unlikely(request, confidence) || p.stops.is_uncertain(request, nats);
+}
+
 void draft_row(const DraftParams& p, int64_t r, int threads) {
   int64_t* drafts = p.drafts + r * p.drafts_stride;
   const int64_t request = p.requests ? p.requests[r] : r;
   int count = 0;
   int32_t status = request == -1 ? 0 : kStatusMalformed;
+  if (p.certainty != nullptr) p.certainty[2 * r] = p.certainty[2 * r + 1] = 0.0f;
   if (request >= 0 && request < p.batch) {
     Law& law = law_of_thread();
     Source source = row_source(p.logits, r);
     source.mask = p.mask.of(r);
     source.id_of = p.draft_to_target;
     const Settings settings = p.sampling.of(request);
-    if (is_greedy(settings)) {
-      scan_maxima(law, source, threads);
-      law.settings = settings;
-    } else {
+    if (!is_greedy(settings)) {
       find_law(law, source, settings, threads);
+    } else if (p.looks_at_laws()) {
+      scan_law(law, source, 1.0f, threads);
+    } else {
+      scan_maxima(law, source, threads);
     }
-    count = children(p, law, r, request, drafts);
-    status = (law.nan ? kStatusNan : 0) | (count == 0 ? kStatusDeadEnd : 0);
+    const bool stopped = p.looks_at_laws() && !law.dead() && is_stopped(p, law, r, request, threads);
+    law.settings = settings;
+    if (!stopped) count = children(p, law, r, request, drafts);
+    status = (law.nan ? kStatusNan : 0) | (law.dead() ? kStatusDeadEnd : 0);
   }
   for (int i = count; i < p.num; ++i) drafts[i] = -1;
   p.status[r] = status;

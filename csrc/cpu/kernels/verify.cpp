@@ -15,12 +15,6 @@
 SPECDEC_ISA_BEGIN
 namespace {
 
-Workspace& workspace_of_thread() {
-  static thread_local std::unique_ptr<Workspace> workspace;
-  if (workspace == nullptr) workspace = std::make_unique<Workspace>();
-  return *workspace;
-}
-
 struct Step {
   int64_t token;
   int32_t child;  // visited next; -1: none

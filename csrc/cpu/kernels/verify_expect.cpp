@@ -259,12 +259,6 @@ class Expectation {
   std::vector<int32_t> order_;
 };
 
-Workspace& workspace_of_thread() {
-  static thread_local std::unique_ptr<Workspace> workspace;
-  if (workspace == nullptr) workspace = std::make_unique<Workspace>();
-  return *workspace;
-}
-
 }  // namespace
 
 void verify_expect(const ExpectParams& e) {

@@ -3,6 +3,12 @@
 
 SPECDEC_ISA_BEGIN
 
+Workspace& workspace_of_thread() {
+  static thread_local std::unique_ptr<Workspace> workspace;
+  if (workspace == nullptr) workspace = std::make_unique<Workspace>();
+  return *workspace;
+}
+
 void Request::read(int32_t node, Law& law) {
   Source source = row_source(call.logits, call.row_of(owner(node)));
   if (source.data == nullptr) status |= kStatusMalformed;

@@ -34,6 +34,8 @@ struct Workspace {
   }
 };
 
+Workspace& workspace_of_thread();
+
 class Request {
  public:
   Request(const VerifyParams& p, int64_t request, int threads, Workspace& space)

@@ -9,6 +9,7 @@
 #include "../../common/draft_params.h"
 #include "../block.cuh"
 #include "../sampling/arrivals.cuh"
+#include "../sampling/describe.cuh"
 
 namespace specdec::cuda {
 
@@ -46,8 +47,9 @@ expand_rows_kernel(const __grid_constant__ ExpandCall call) {
     law.layout = call.layout;
     law.settings = Settings();
     scan<true>(team, law);
+    const bool stopped = p.stops.max_entropy && !law.dead() && p.stops.is_uncertain(b, entropy(team, law));
     law.settings.temperature = 0.0f;  // the best ids, however small their weights
-    if (!law.dead()) {
+    if (!law.dead() && !stopped) {
       count = best_ids(team, shared.bins, shared.gathered, law, static_cast<int>(p.num), shared.ids);
     }
   }
@@ -59,9 +61,12 @@ expand_rows_kernel(const __grid_constant__ ExpandCall call) {
       float score = kAbsent;
       if (j < count) {
         const int64_t id = shared.ids[j];
-        score = child_score(above, logit_of(shared.source, id), law.max, log_sum);
+        const float logit = logit_of(shared.source, id);
+        score = child_score(above, logit, law.max, log_sum);
         token = p.draft_to_target ? p.draft_to_target[id] : id;
-        if (!is_token(token) || score == kAbsent) {
+        const bool unlikely =
+            p.stops.min_confidence && p.stops.is_unlikely(b, weight_of(logit, law.max, 1.0f) / law.total);
+        if (unlikely || !is_token(token) || score == kAbsent) {
           token = -1;
           score = kAbsent;
         }

@@ -8,6 +8,7 @@
 
 #include "../../common/sample_params.h"
 #include "../sampling/arrivals.cuh"
+#include "../sampling/describe.cuh"
 
 namespace specdec::cuda {
 
@@ -97,6 +98,17 @@ __device__ inline int children(const DraftParams& p, Team& team, DraftStorage& s
   return count;
 }
 
+// Whether drafting ends at a law that is not dead, by its largest probability (the best weight is 1) and its entropy.
+__device__ inline bool is_stopped(const DraftParams& p, Team& team, Law& law, int64_t r, int64_t request) {
+  const bool wants_entropy = p.certainty != nullptr || p.stops.max_entropy;
+  const double confidence = 1.0 / law.total, nats = wants_entropy ? entropy(team, law) : 0.0;
+  if (p.certainty != nullptr && team.leads()) {
+    p.certainty[2 * r] = static_cast<float>(confidence);
+    p.certainty[2 * r + 1] = static_cast<float>(nats);
+  }
+  return p.stops.is_unlikely(request, confidence) || p.stops.is_uncertain(request, nats);
+}
+
 [[maybe_unused]] static __global__ void SPECDEC_TEAM_BOUNDS
 draft_kernel(const __grid_constant__ RowsCall<DraftParams> call) {
   auto& shared = shared_storage<DraftStorage>();
@@ -106,6 +118,7 @@ draft_kernel(const __grid_constant__ RowsCall<DraftParams> call) {
   const int64_t request = p.requests ? p.requests[r] : r;
   int count = 0;
   int32_t status = request == -1 ? 0 : kStatusMalformed;
+  bool described = false;
   if (request >= 0 && request < p.batch) {
     unsigned char* memory = reinterpret_cast<unsigned char*>(&shared) + sizeof(DraftStorage);
     if (threadIdx.x == 0) {
@@ -119,14 +132,22 @@ draft_kernel(const __grid_constant__ RowsCall<DraftParams> call) {
     law.memory = LawMemory::carve(memory, call.layout, kMaxDraws);
     law.layout = call.layout;
     law.settings = p.sampling.of(request);
-    if (is_greedy(law.settings)) {
-      scan<false>(team, law);
-    } else {
+    const Settings settings = law.settings;
+    if (!is_greedy(settings)) {
       find_law(team, shared.bins, law);
+    } else if (p.looks_at_laws()) {
+      law.settings = Settings();
+      scan<true>(team, law);
+    } else {
+      scan<false>(team, law);
     }
-    count = children(p, team, shared, law, r, request);
-    status = (law.nan ? kStatusNan : 0) | (count == 0 ? kStatusDeadEnd : 0);
+    described = p.looks_at_laws() && !law.dead();
+    const bool stopped = described && is_stopped(p, team, law, r, request);
+    law.settings = settings;
+    if (!stopped) count = children(p, team, shared, law, r, request);
+    status = (law.nan ? kStatusNan : 0) | (law.dead() ? kStatusDeadEnd : 0);
   }
+  if (p.certainty != nullptr && !described && team.leads()) p.certainty[2 * r] = p.certainty[2 * r + 1] = 0.0f;
   if (team.rank() == 0) {
     __syncthreads();
     int64_t* drafts = p.drafts + r * p.drafts_stride;

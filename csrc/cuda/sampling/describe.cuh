@@ -6,10 +6,12 @@
 
 namespace specdec::cuda {
 
-// In nats, of a law at a temperature above 0 that is not dead: log(sum w) - sum(w log w) / sum w. Each block's sum is
-// relative to its own maximum, and waits where the maxima of lanes were, which only filters ask for.
-SPECDEC_STEP double entropy(Team& team, const Law& law) {
+// In nats, of a law at a temperature above 0 that is not dead: log(sum w) - sum(w log w) / sum w. A block's sum is
+// found relative to its own maximum. The sums wait where the masses are, which are found again from what is known of
+// the blocks.
+SPECDEC_STEP double entropy(Team& team, Law& law) {
   const Weigher weigher(law.settings.temperature);
+  double* sums = team.first(law.memory.mass);
   for_blocks(team, law, [&](int own, int64_t block, float* buffer) {
     const BlockStat stat = law.memory.stats[own];
     float mine = 0.0f;
@@ -30,13 +32,16 @@ SPECDEC_STEP double entropy(Team& team, const Law& law) {
       }
     }
     mine = warp_reduce(mine, [](float a, float b) { return a + b; });
-    if (team.lane() == 0) law.memory.lane_max[own * kWarp] = mine;
+    if (team.lane() != 0) return;
+    sums[block] = stat.sum > 0.0f ? mine * weight_of(stat.max, law.max, law.settings.temperature) : 0.0;
   });
-  const double sum = sum_over_blocks(team, law, [&](int own) {
-    const BlockStat stat = law.memory.stats[own];
-    if (!(stat.sum > 0.0f)) return 0.0;
-    return law.memory.lane_max[own * kWarp] * weight_of(stat.max, law.max, law.settings.temperature);
-  });
+  team.sync();
+  double sum = 0.0;
+  if (team.leads()) {
+    for (int64_t b = 0; b < law.source->blocks(); ++b) sum += law.memory.mass[b];
+  }
+  sum = team.publish(sum, team.leads());
+  find_masses(team, law);
   const double nats = log_double(law.total) + sum / kLog2E / law.total;
   return nats > 0.0 ? nats : 0.0;
 }
