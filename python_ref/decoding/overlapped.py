@@ -210,7 +210,7 @@ class OverlappedDecoder:
             ValueError: as :meth:`generate`.
         """
         self.check(request)
-        if self.idle:
+        if self.idle and not self._inside:  # a step counts its own time, also where its last callback submits
             self._since = time.perf_counter() - self.statistics.total_seconds
             self._queue.follow()
         handle = Handle(request)

@@ -205,12 +205,9 @@ def calibrated(decoder: Decoder, requests: Sequence[Request]) -> list[Point]:
     Raises:
         UserError: if the models and their caches do not fit the memory.
     """
-    trace, decoder.trace = decoder.trace, None
     total = calibration.generations(decoder.drafter)
     with user_errors(), progress("choosing the number of drafts, in texts", total) as report:
-        points = calibration.calibrate(decoder, requests, report=report)
-    decoder.trace = trace
-    return points
+        return calibration.calibrate(decoder, requests, report=report)
 
 
 def find_drafter(spec: str) -> tuple[str, Path | None]:
