@@ -17,7 +17,7 @@ from . import autoregressive, speculative
 from .batch import Batch, Step
 from .cache import PagedCache
 from .prefill import prefill
-from .request import Output, Request
+from .request import Output, Request, check_rule
 from .scheduler import Handle
 from .statistics import Statistics, Stopwatch
 
@@ -217,8 +217,7 @@ class Decoder:
         for token in request.prompt:
             if not 0 <= token < vocab:
                 raise ValueError(f"generate: prompt must hold tokens from 0 to {vocab - 1}, got {token}")
-        if self._asked == "greedy" and request.temperature != 0:
-            raise ValueError(f"generate: temperature must be 0 under the rule 'greedy', got {request.temperature}")
+        check_rule("generate", self._asked, request)
 
     def _refuse_within(self, name: str) -> None:
         if self._inside:
