@@ -175,15 +175,16 @@ def as_dicts(rows: Sequence[MachineColumns]) -> list[dict[str, Any]]:
     return [{name: short(getattr(row, name)) for name in columns(type(row))} for row in rows]
 
 
-def write_json(rows: Sequence[Row], path: Path) -> None:
+def write_json(rows: Sequence[MachineColumns], path: Path) -> None:
     """Write rows as a JSON list; the folder is made if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(as_dicts(rows), indent=1) + "\n", encoding="utf-8")
 
 
-def write_csv(rows: Sequence[MachineColumns], path: Path) -> None:
-    """Write rows of one class as CSV with a header; the folder is made if it does not exist. None is an empty cell."""
-    names = columns(type(rows[0]) if rows else Row)
+def write_csv(kind: type[MachineColumns], rows: Sequence[MachineColumns], path: Path) -> None:
+    """Write rows of a class as CSV with a header, also where there are none; the folder is made if it does not exist. None is
+    an empty cell."""
+    names = columns(kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")

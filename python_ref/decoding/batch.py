@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +22,13 @@ class Step(NamedTuple):
         tokens: the new tokens; -1 where the model left no token to choose.
         drafted: drafts that were proposed for verification.
         logprobs: log-probabilities of the new tokens, if they were asked for.
+        expected: per rule, what each row had to expect in tokens; empty if nobody asked.
     """
 
     tokens: list[list[int]]
     drafted: list[int]
     logprobs: list[list[float]] | None = None
+    expected: Mapping[str, list[float]] = MappingProxyType({})
 
 
 class Batch:

@@ -15,7 +15,8 @@ costs, see :func:`generations`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def measure(
     """Decode the same texts with every candidate, in turns.
 
     Args:
-        decoder: with a drafter; its setting is changed.
+        decoder: with a drafter, between generations. Its setting is what it was afterwards, and its trace is not told.
         requests: as many as the batch has rows, or fewer; further ones are left out.
         candidates: what is tried.
         new_tokens: of each text, at most.
@@ -95,33 +96,65 @@ def measure(
 
     Returns:
         A point for each candidate.
+
+    Raises:
+        TypeError: if the decoder is made for one number of drafts.
+        ValueError: if it has no drafter, or there is no request.
+        RuntimeError: if it is serving requests, or it is one of its callbacks that asks.
     """
+    _check("measure", decoder, requests)
     few = [
         replace(request, max_new_tokens=min(new_tokens, request.max_new_tokens), on_tokens=None)
         for request in requests[: decoder.max_batch]
     ]
     seconds: list[list[float]] = [[] for _ in candidates]
     tokens = [0.0] * len(candidates)
-    apply(decoder, candidates[-1])
-    decoder.generate(few)  # warms up
 
     def points(which: Sequence[int]) -> list[Point]:
         return [Point(candidates[i], tokens[i], min(seconds[i])) for i in which]
 
     left, done = list(range(len(candidates))), 0
-    for _ in range(turns):
-        for i in left:
-            apply(decoder, candidates[i])
-            decoder.generate(few)
-            seconds[i].append(decoder.statistics.seconds_per_step)
-            tokens[i] = decoder.statistics.mean_tokens_per_step
-            done += 1
-            if report is not None:
-                report(done)
-        found = points(left)
-        bound = behind * max(point.rate for point in found)
-        left = [i for i, point in zip(left, found, strict=True) if point.rate >= bound]
+    with _borrowed(decoder):
+        apply(decoder, candidates[-1])
+        decoder.generate(few)  # warms up
+        for _ in range(turns):
+            for i in left:
+                apply(decoder, candidates[i])
+                decoder.generate(few)
+                seconds[i].append(decoder.statistics.seconds_per_step)
+                tokens[i] = decoder.statistics.mean_tokens_per_step
+                done += 1
+                if report is not None:
+                    report(done)
+            found = points(left)
+            bound = behind * max(point.rate for point in found)
+            left = [i for i, point in zip(left, found, strict=True) if point.rate >= bound]
     return points(range(len(candidates)))
+
+
+@contextmanager
+def _borrowed(decoder: Decoder) -> Iterator[None]:
+    """A block after which a decoder has its setting and its trace again, whatever happens within; the trace hears nothing."""
+    setting, trace = Candidate(decoder.num_draft, nodes_of(decoder.drafter)), decoder.trace
+    decoder.trace = None
+    try:
+        yield
+    finally:
+        apply(decoder, setting)
+        decoder.trace = trace
+
+
+def _check(name: str, decoder: Decoder, requests: Sequence[Request]) -> None:
+    if not hasattr(decoder, "num_draft"):
+        raise TypeError(
+            f"{name}: decoder must be a Decoder, whose number of drafts may change, got {type(decoder).__name__}"
+        )
+    if decoder.drafter is None:
+        raise ValueError(f"{name}: decoder must have a drafter, got None")
+    if not requests:
+        raise ValueError(f"{name}: requests must not be empty, got none")
+    if decoder.busy:
+        raise RuntimeError(f"{name}: decoder must be between generations, got one that is serving requests")
 
 
 def calibrate(
@@ -138,6 +171,7 @@ def calibrate(
     with the nodes that the drafter has, then the nodes, with that depth.
 
     An :class:`OverlappedDecoder` is made for one number of drafts: calibrate a :class:`Decoder` of its model and drafter first.
+    If something raises, the decoder has the setting that it had.
 
     Under the rules ``match`` and ``greedy`` the text is the same whatever is chosen; under ``rejection`` its law is.
 
@@ -153,12 +187,11 @@ def calibrate(
         What was measured, the chosen one first.
 
     Raises:
-        ValueError: if the decoder has no drafter, or there is no request.
+        TypeError: if the decoder is made for one number of drafts.
+        ValueError: if it has no drafter, or there is no request.
+        RuntimeError: if it is serving requests, or it is one of its callbacks that asks.
     """
-    if decoder.drafter is None:
-        raise ValueError("calibrate: decoder must have a drafter, got None")
-    if not requests:
-        raise ValueError("calibrate: requests must not be empty, got none")
+    _check("calibrate", decoder, requests)
     nodes = nodes_of(decoder.drafter)
     told = 0
 

@@ -17,7 +17,7 @@ from . import autoregressive, speculative
 from .batch import Batch, Step
 from .cache import PagedCache
 from .prefill import prefill
-from .request import Output, Request
+from .request import Output, Request, check_rule
 from .scheduler import Handle
 from .statistics import Statistics, Stopwatch
 
@@ -181,6 +181,11 @@ class Decoder:
         self.statistics = Statistics()
 
     @property
+    def busy(self) -> bool:
+        """Whether there are requests, or a step is going on: the setting must stay what it is."""
+        return self._inside or not self.idle
+
+    @property
     def guesser(self) -> Drafter | None:
         """The drafter, if drafts are wanted."""
         return self.drafter if self.num_draft > 0 else None
@@ -212,8 +217,7 @@ class Decoder:
         for token in request.prompt:
             if not 0 <= token < vocab:
                 raise ValueError(f"generate: prompt must hold tokens from 0 to {vocab - 1}, got {token}")
-        if self._asked == "greedy" and request.temperature != 0:
-            raise ValueError(f"generate: temperature must be 0 under the rule 'greedy', got {request.temperature}")
+        check_rule("generate", self._asked, request)
 
     def _refuse_within(self, name: str) -> None:
         if self._inside:
@@ -254,11 +258,15 @@ class Decoder:
     def _end_all(self, reason: str) -> None:
         """End all requests, and free their pages."""
         live = self.batch.live
+        told = [(self.batch.serials[row], self._owners[row].output) for row in live]
         for handle in [*(self._owners[row] for row in live), *self._waiting]:
             handle.output.finish_reason = handle.output.finish_reason or reason
         self._waiting.clear()
         for row in live:
             self._release(row)
+        if self.trace is not None:
+            for serial, output in told:
+                self.trace.finish(serial, output)
 
     def _prefill(self, row: int, tokens: Sequence[int]) -> None:
         """Bring a prompt into the cache, and its features to the drafter that asked for them."""
@@ -281,6 +289,7 @@ class Decoder:
         for row in live:
             if self.batch.requests[row] is not None:  # else the callback of another one has aborted
                 self.statistics.request_steps += 1
+                self.statistics.count_expected(step.expected, row)
                 committed[row] = self._commit(row, step)
         clock.lap()
         if self.guesser is not None:

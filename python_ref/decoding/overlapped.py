@@ -27,7 +27,7 @@ import torch
 
 from .cache import PagedCache
 from .device_queue import DeviceQueue, Ticket
-from .request import Output, Request
+from .request import Output, Request, check_rule
 from .result_ring import LaneResult, ResultRing
 from .scheduler import Handle, Round, Scheduler
 from .static_drafter import StaticDrafter, static_of
@@ -210,7 +210,7 @@ class OverlappedDecoder:
             ValueError: as :meth:`generate`.
         """
         self.check(request)
-        if self.idle:
+        if self.idle and not self._inside:  # a step counts its own time, also where its last callback submits
             self._since = time.perf_counter() - self.statistics.total_seconds
             self._queue.follow()
         handle = Handle(request)
@@ -289,8 +289,7 @@ class OverlappedDecoder:
         for token in prompt:
             if not 0 <= token < vocab:
                 raise ValueError(f"submit: prompt must hold tokens from 0 to {vocab - 1}, got {token}")
-        if self.rule == "greedy" and request.temperature != 0:
-            raise ValueError(f"submit: temperature must be 0 under the rule 'greedy', got {request.temperature}")
+        check_rule("submit", self.rule, request)
         need = self._scheduler.pages_for(self._limit(request))
         if self._num_pages is not None and need > self._num_pages:
             raise ValueError(f"submit: request must fit {self._num_pages} pages, got one of {need}")

@@ -65,6 +65,16 @@ class Request:
                 raise ValueError(f"Request: {name} must {requirement}, got {str(value)[:80]}")
 
 
+def check_rule(speaker: str, rule: str, request: Request) -> None:
+    """Refuse a request that a rule does not take.
+
+    Raises:
+        ValueError: if the rule is ``greedy`` and the temperature is not 0.
+    """
+    if rule == "greedy" and request.temperature != 0:
+        raise ValueError(f"{speaker}: temperature must be 0 under the rule 'greedy', got {request.temperature}")
+
+
 @dataclass
 class Output:
     """The continuation of one request.

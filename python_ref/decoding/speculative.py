@@ -71,7 +71,7 @@ def step(decoder: Decoder, clock: Stopwatch) -> Step:
     made = _target(decoder, drafts, context_lens)
     statistics.target_seconds += clock.lap()
 
-    result = _verify(decoder, drafts.tree, made, proposal, context_lens, remaining)
+    result, expected = _verify(decoder, drafts.tree, made, proposal, context_lens, remaining)
     if proposal is not None and proposal.tree is not None:
         buffers = decoder.ops.KvBuffers(decoder.cache.buffers())
         table = decoder.cache.table(batch.size)
@@ -87,7 +87,7 @@ def step(decoder: Decoder, clock: Stopwatch) -> Step:
         decoder.trace.step(drafts.tree, made.logits, made.rows, result, batch.texts, batch.serials, seconds)
         clock.lap()  # recording is no part of any phase
     drafted = [max(min(reach, left - 1), 0) for reach, left in zip(drafts.reach, remaining, strict=True)]
-    return Step(_cut(tokens, counts), drafted, scores)
+    return Step(_cut(tokens, counts), drafted, scores, expected)
 
 
 def _seconds(statistics: Statistics) -> dict[str, float]:
@@ -171,7 +171,8 @@ def _verify(
     proposal: Proposal | None,
     context_lens: Tensor,
     remaining: list[int],
-) -> Any:
+) -> tuple[Any, dict[str, list[float]]]:
+    """The result, and per rule what each row had to expect of the step, if that was asked for."""
     batch, verify = decoder.batch, decoder.ops.verify
     # The op clamps what a drafter proposed beyond its limits.
     options = {
@@ -181,9 +182,9 @@ def _verify(
         "logprobs": decoder.logprobs,
     }
     if decoder.rule == "greedy":
-        return verify.greedy(tree, made.logits, **options)
+        return verify.greedy(tree, made.logits, **options), {}
     if decoder.rule == "match":
-        return verify.match(tree, made.logits, batch.sampling, context_lens, **options)
+        return verify.match(tree, made.logits, batch.sampling, context_lens, **options), {}
     draft_logits = draft_sampling = draft_rows = None
     drawn_again = True  # one draft per node: drawn with or without replacement is the same
     if proposal is not None and proposal.logits is not None:
@@ -193,11 +194,13 @@ def _verify(
         options |= {"draft_to_target": proposal.draft_to_target, "target_to_draft": proposal.target_to_draft}
     laws = (tree, made.logits, draft_logits, batch.sampling, draft_sampling)
     options |= {"replacement": drawn_again, "draft_rows": draft_rows}
+    expected: dict[str, list[float]] = {}
     if decoder.expects:
         asked = {name: value for name, value in options.items() if name != "logprobs"}
-        decoder.statistics.count_expected(verify.expect(*laws, **asked), batch.active)
+        means = verify.expect(*laws, **asked)
+        expected = {rule: getattr(means, rule).double().tolist() for rule in means._fields}
     rule = "token" if decoder.rule == "rejection" else decoder.rule
-    return verify.rejection(*laws, context_lens, rule=rule, **options)
+    return verify.rejection(*laws, context_lens, rule=rule, **options), expected
 
 
 def _draft_rows(batch: Batch, proposal: Proposal, width: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -82,12 +83,10 @@ class Statistics:
         for i in range(accepted):
             self.accepted[i] += 1
 
-    def count_expected(self, means: Any, active: list[bool]) -> None:
-        """Add what the active requests of one step had to expect."""
-        for rule in means._fields:
-            values = getattr(means, rule).double().tolist()
-            total = sum(value for value, here in zip(values, active, strict=True) if here)
-            self.expected[rule] = self.expected.get(rule, 0.0) + total
+    def count_expected(self, expected: Mapping[str, list[float]], row: int) -> None:
+        """Add what the request of a row had to expect of one step, per rule."""
+        for rule, values in expected.items():
+            self.expected[rule] = self.expected.get(rule, 0.0) + values[row]
 
     def expected_tokens_per_step(self, rule: str) -> float:
         """The closed-form counterpart of ``mean_tokens_per_step`` under ``token``, ``traversal`` or ``greedy_plus_one``."""

@@ -46,6 +46,7 @@ def section_of(path: Path, block_size: int, nodes: int) -> str:
     def over(row: dict[str, str], base: dict[str, str]) -> str:  # of one drafter: others ran at another time
         return f"{float(row['tokens_per_s']) / float(base['tokens_per_s']):.2f}"
 
+    loads = sorted(float(row["load"]) for row in (*shown, tree) if row["load"])
     return _TEMPLATE.read_text(encoding="utf-8").format(
         file=path.name,
         batch=tree["batch"],
@@ -57,7 +58,9 @@ def section_of(path: Path, block_size: int, nodes: int) -> str:
         times=figures("step_ms", 1),
         rates=figures("tokens_per_s", 0),
         rows=block_size,
+        load=f", load {loads[0]:g} to {loads[-1]:g} at the start" if loads else "",
         best=best["num_draft"],
+        enough=int(best["num_draft"]) + 1,
         best_rate=f"{float(best['tokens_per_s']):.0f}",
         one_ms=f"{float(chains[1]['step_ms']):.1f}",
         one_tokens=f"{float(chains[1]['tokens_per_step']):.2f}",

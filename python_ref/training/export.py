@@ -27,6 +27,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _TEMPLATES = Path(__file__).resolve().parent / "cards"
 _DRAFTS = 4
 _NODES = 16
+_NEW = 128
 # Models that read the hidden states of their target.
 _HEADS = (Eagle3Recipe, DFlashRecipe)
 
@@ -69,7 +70,7 @@ def evaluate(recipe: Recipe, data: Encoded, assets: Path, device: str) -> dict[s
         target = load_model(assets / recipe.teacher, dtype=torch.float32, device=device)
         batch = prompt_batch(tokenizer, prompts)
         for label, temperature in (("greedy", 0.0), ("sampled", 0.8)):
-            options: dict[str, Any] = {"temperature": temperature}
+            options: dict[str, Any] = {"temperature": temperature, "new": _NEW}
             shares: list[float] | None = None
             if isinstance(recipe, DFlashRecipe):
                 score, shares = block_acceptance(target, model, batch, **options)
@@ -94,11 +95,15 @@ def export(recipe: Recipe, folder: Path, assets: Path, data: Encoded, device: st
     if not isinstance(recipe, _HEADS):  # they have the tokenizer of their target
         shutil.copy(folder / "tokenizer.json", place / "tokenizer.json")
     train, held_out = corpus.read()
-    prompts = json.dumps(corpus.prompts(held_out), indent=1, ensure_ascii=False)
-    (assets / "prompts.json").write_text(prompts + "\n", encoding="utf-8")
+    prompts = corpus.prompts(held_out)
+    text = json.dumps(prompts, indent=1, ensure_ascii=False)
+    (assets / "prompts.json").write_text(text + "\n", encoding="utf-8")
     shutil.copy(Path(sysconfig.get_paths()["stdlib"]) / "LICENSE.txt", assets / "LICENSE-PSF.txt")
     scores = evaluate(recipe, data, assets, device)
     facts = _facts(recipe, folder, data, _load(recipe, assets, "cpu"), train, held_out)
+    if recipe.teacher:
+        count, length = prompt_batch(load_tokenizer(assets / recipe.teacher), prompts).shape
+        facts["scored"] = f"{count} shipped prompts cut to {length} tokens, {_NEW} new ones each"
     if isinstance(recipe, DFlashRecipe):
         facts["time"] = clock.section(clock.RESULTS, recipe.block_size, _NODES)
     shown = {name: ", ".join(map(str, score)) if isinstance(score, list) else score for name, score in scores.items()}
@@ -108,6 +113,30 @@ def export(recipe: Recipe, folder: Path, assets: Path, data: Encoded, device: st
         card += f"\n## Unfinished\n\nThese weights had {exported_step(recipe, folder)} of {recipe.steps} steps.\n"
     (place / "README.md").write_text(card, encoding="utf-8")
     return scores
+
+
+def made_by(name: str, records: list[dict[str, Any]]) -> dict[str, str]:
+    """On what a model was trained, and by which commands, as far as its log says so.
+
+    Args:
+        name: of the model.
+        records: lines of its log, in order; slices may have run in different ways.
+    """
+    ways = [record for record in records if "device" in record]
+
+    def machine(way: dict[str, Any]) -> str:
+        where = f"{way['threads']} threads of the CPU" if way["device"] == "cpu" else way["device"]
+        return f"on {where}" + (", products in bfloat16" if way["autocast"] else "")
+
+    def command(way: dict[str, Any]) -> str:
+        options = f"--device {way['device']} --{'' if way['autocast'] else 'no-'}bfloat16"
+        return f"`python -m python_ref.training train {name} {options}{'' if way['compiled'] else ' --eager'}`"
+
+    machines, commands = (list(dict.fromkeys(map(said, ways))) for said in (machine, command))
+    return {
+        "machine": f" {' and '.join(machines)}" if ways else "",
+        "command": f"; this one was made by {' and '.join(commands)}" if ways else "",
+    }
 
 
 def _load(recipe: Recipe, assets: Path, device: str) -> Any:
@@ -148,5 +177,6 @@ def _facts(
         "held_out_bytes": f"{sum(len(f.text.encode()) for f in held_out) / 1e6:.2f}",
         "epochs": f"{recipe.tokens / (len(data.stream) + recipe.generated):.1f}",
         "minutes": round(seconds / 60),
+        **made_by(recipe.name, records),
         "names": ", ".join(f"`{name}`" for name in RECIPES),
     }

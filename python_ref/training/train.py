@@ -219,7 +219,9 @@ def train(
         done = state.step == recipe.steps
         state.model.eval()
         scores = task.score(state.model, done)
-        record(**scores, seconds=round(time.monotonic() - began))
+        # What the time depends on, for the card.
+        how = {"device": device, "threads": torch.get_num_threads(), "autocast": autocast, "compiled": compiled}
+        record(**scores, seconds=round(time.monotonic() - began), **how)
     mark = _mark(recipe, folder)
     mark.unlink(missing_ok=True)
     task.save(state.model, folder / recipe.name / "export")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import sample, verify
 from ..types import Sampling, TokenTree
-from .models import Case, packed, processed
+from .models import Case, as_int64, packed, processed
 
 #: Rules that ask for no law of the drafts.
 UNDRAFTED = ("match", "threshold", "typical", "synthetic")
@@ -239,7 +239,7 @@ def texts(decoding: Decoding, trials: int, seed: int = 0) -> Texts:
     found, fewest, accepted, steps = torch.zeros(size, dtype=torch.int64), [], 0, 0
     for first in range(0, trials, decoding.at_once):
         last = min(first + decoding.at_once, trials)
-        seeds = torch.arange(first, last, device=decoding.device) * 7 - 10**6 + seed * 1_000_003
+        seeds = torch.arange(first, last, device=decoding.device) * 7 - 10**6 + as_int64(seed * 1_000_003)
         numbers, least, more, taken = decode(decoding, seeds)
         found += torch.bincount(numbers, minlength=size)
         fewest.append(least)

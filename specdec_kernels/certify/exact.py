@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._reference import race as race_of_oracle
 from .decoding import Decoding, fused
-from .models import Case, processed
+from .models import Case, as_int64, processed
 
 #: What a law may be off by.
 LARGEST_ERROR = 1e-12
@@ -172,7 +172,7 @@ def noise_of(program: Callable[[], Any]) -> set[tuple[tuple[str, Any], ...]]:
 def error_of(case: Case, seed: int = 11) -> tuple[float, Enumerated]:
     """The largest error of a probability of a case's texts on the oracle, and its law."""
     decoding = Decoding(case, fused("reference"), "reference")
-    seeds = torch.tensor([seed])
+    seeds = torch.tensor([as_int64(seed)])
 
     def step(history: tuple[int, ...]) -> tuple[int, ...]:
         tokens, num = decoding.step(torch.tensor([history[-1]]), torch.tensor([len(history)]), seeds)

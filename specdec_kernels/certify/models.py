@@ -156,7 +156,7 @@ class Case:
 
 def random_models(states: int, vocab: int, seed: int, apart: float = 1.0) -> tuple[Tensor, Tensor]:
     """A target and a drafter that agrees with it as far as ``apart`` lets it: logits ``[states, vocab]``."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     target = torch.randn(states, vocab, generator=generator)
     if vocab > 64:  # some likely ids among many unlikely ones, in all blocks of the vocabulary
         likely = torch.randperm(vocab, generator=generator)[:24]
@@ -181,4 +181,13 @@ def packed(allowed: Tensor) -> Tensor:
 
 def random_bins(vocab: int, outcomes: int, seed: int) -> Tensor:
     """Ids shared out over outcomes at random: ``[vocab]``."""
-    return torch.randint(outcomes, (vocab,), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(outcomes, (vocab,), generator=_generator(seed))
+
+
+def as_int64(seed: int) -> int:
+    """A seed of any size as tensors hold it: its low 64 bits, as the ops read it."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(as_int64(seed))

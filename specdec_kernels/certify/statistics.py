@@ -64,6 +64,8 @@ def g_test(found: Tensor, expected: Tensor) -> Test:
     pooled = torch.cat((found[~rare].double(), found[rare].sum().double().view(1)))
     wanted = torch.cat((wanted[~rare], wanted[rare].sum().view(1)))
     pooled, wanted = pooled[wanted > 0], wanted[wanted > 0]
+    if pooled.numel() < 2:
+        return Test(0.0, 0, 1.0)  # all is in one cell: what rounding leaves of it speaks against nobody
     terms = torch.where(pooled > 0, pooled * (pooled / wanted).log(), 0.0)
     statistic = max(0.0, 2 * float(terms.sum()))
     degrees = pooled.numel() - 1

@@ -61,6 +61,7 @@ def bench(
     """
     check_package()
     from bench import gpu, machine, report, suite
+    from bench.rows import Row
 
     if device not in DEVICES:
         raise UserError(f"--device must be one of {', '.join(DEVICES)}, got {device!r}")
@@ -82,7 +83,7 @@ def bench(
     rows: list[Row] = []
     for name in families:
         file = None if out is None else out / machine.file_name(name, setting.machine, device)
-        keep = None if file is None else partial(write_rows, "--out", path=file)
+        keep = None if file is None else partial(write_rows, "--out", Row, path=file)
         with progress(f"measuring {name}", suite.count(name, setting)) as told:
             found = suite.run(name, setting, told, keep)
         for part in report.tables(name, found, backends, device):
@@ -91,7 +92,7 @@ def bench(
         rows += found
     for line in report.conclusions(rows, backends, device):
         console.print(Text(line))
-    write_results(rows, json_file, csv_file)
+    write_results(Row, rows, json_file, csv_file)
     return 1 if suite.wrong(rows, setting) else 0
 
 
@@ -134,8 +135,10 @@ def check_results(json_file: Path | None, csv_file: Path | None) -> None:
     check_file("--csv", csv_file)
 
 
-def write_results(rows: Sequence[MachineColumns], json_file: Path | None, csv_file: Path | None) -> None:
-    """Write the rows of a benchmark to the files of ``--json`` and ``--csv``, if they are asked for.
+def write_results(
+    kind: type[MachineColumns], rows: Sequence[MachineColumns], json_file: Path | None, csv_file: Path | None
+) -> None:
+    """Write the rows of a benchmark, which are of one class, to the files of ``--json`` and ``--csv``, if they are asked for.
 
     Raises:
         UserError: if one cannot be written.
@@ -143,11 +146,11 @@ def write_results(rows: Sequence[MachineColumns], json_file: Path | None, csv_fi
     from bench.rows import as_dicts
 
     if csv_file is not None:
-        write_rows("--csv", rows, csv_file)
+        write_rows("--csv", kind, rows, csv_file)
     write_json(json_file, as_dicts(rows))
 
 
-def write_rows(option: str, rows: Sequence[MachineColumns], path: Path) -> None:
+def write_rows(option: str, kind: type[MachineColumns], rows: Sequence[MachineColumns], path: Path) -> None:
     """Write the rows of a benchmark as CSV to the file of an option.
 
     Raises:
@@ -156,7 +159,7 @@ def write_rows(option: str, rows: Sequence[MachineColumns], path: Path) -> None:
     from bench.rows import write_csv
 
     try:
-        write_csv(rows, path)
+        write_csv(kind, rows, path)
     except OSError as error:
         reason = (error.strerror or "no reason").lower()
         raise UserError(f"{option} must name a place that can be written, got {path}: {reason}") from error

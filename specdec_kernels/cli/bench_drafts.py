@@ -50,6 +50,7 @@ def bench_drafts(
     """
     check_package()
     from bench import drafts, machine
+    from bench.rows import busy
 
     check_results(json_file, csv_file)
     engine.check_choice("--dtype", dtype, engine.DTYPES)
@@ -57,10 +58,9 @@ def bench_drafts(
     at_least("--max-new-tokens", max_new_tokens, 1)
     at_least("--repeats", repeats, 1)
     names = several(drafter, "dflash,ddtree", str)
-    if "none" in names:
-        raise UserError(f"--drafter must be one of {', '.join(_NAMES)}, got 'none'")
     for name in names:
-        engine.find_drafter(name)
+        if engine.find_drafter(name)[0] == "none":
+            raise UserError(f"--drafter must be one of {', '.join(_NAMES)}, got {name!r}")
     where = engine.find_device(device)
     with user_errors():
         settings = Request([0], max_new_tokens, temperature, stop_tokens=())
@@ -77,7 +77,9 @@ def bench_drafts(
             rows += found
     for name in names:
         _print(console, [row for row in rows if row.drafter == name])
-    write_results(rows, json_file, csv_file)
+    for line in busy(rows, where.type):
+        console.print(Text(line))
+    write_results(drafts.Row, rows, json_file, csv_file)
 
 
 def _contest(name: str, target: engine.Loaded, dtype: str, max_batch: int, requests: Sequence[Request]) -> Contest:

@@ -15,6 +15,7 @@ from python_ref.drafters.dflash import MOST_NODES
 from . import engine
 from .bench import check_package, check_results, print_report, write_results
 from .errors import UserError, user_errors
+from .generate import used_ops
 from .options import BackendOption, CsvOption, DeviceOption
 from .output import JsonOption, progress, working
 from .values import at_least, floats, integers, several
@@ -104,14 +105,16 @@ def bench_e2e(
             e2e.check(work, case)
     console = Console(highlight=False)
     rows: list[Row] = []
-    with engine.find_backend(backend), user_errors():
+    used = dict.fromkeys(op for name in names for op in used_ops(name, "match", where.type, traced=False))
+    used |= dict.fromkeys(used_ops("none", "match", where.type, traced=False))  # plain decoding is beside all of them
+    with engine.find_backend(backend, list(used), where.type), user_errors():
         with working(f"making {shape} of random weights"):
             made = e2e.Bench(work, cases, ops, machine.describe(where.type))
         console.print(_introduction(work, where), soft_wrap=True)
         with progress("measuring, in turns", len(cases) * repeats) as told:
             rows += made.rows(told)
     print_report(console, e2e_report.tables(rows), e2e_report.conclusions(rows, where.type))
-    write_results(rows, json_file, csv_file)
+    write_results(e2e.Row, rows, json_file, csv_file)
     return 0 if all(row.identical for row in rows) else 1
 
 

@@ -109,8 +109,8 @@ def bench_serve(
     check_results(json_file, csv_file)
     _check_plot(plot)
     drafters = several(drafter, size.drafters, str)
-    for name in drafters:
-        kind, _ = engine.find_drafter(name)
+    kinds = {name: engine.find_drafter(name)[0] for name in drafters}
+    for name, kind in kinds.items():
         if kind not in _DRAFTERS:
             raise UserError(f"--drafter must have a form for the overlapped loop, got {name!r}")
     batches = several(max_batch, size.batches, integers("--max-batch", 1, engine.MAX_BATCH))
@@ -124,11 +124,11 @@ def bench_serve(
         settings = Request([0], size.new_tokens if max_new_tokens is None else max_new_tokens, temperature)
     console = Console(highlight=False)
     rows: list[Row] = []
-    with engine.find_backend(backend):
+    used = dict.fromkeys(op for kind in kinds.values() for op in used_ops(kind, "match", where.type, traced=False))
+    with engine.find_backend(backend, list(used), where.type) as served:
         target = engine.load(engine.find_model("--model", model), dtype, where)
-        guessers = [_guesser(name, num_draft, target, dtype) for name in drafters]
-        used = dict.fromkeys(op for name in drafters for op in used_ops(name, "match", where.type, traced=False))
-        columns = {"model": target.name, "dtype": dtype, "backend": ", ".join(engine.serving(list(used), where.type))}
+        guessers = [_guesser(name, kind, num_draft, target, dtype) for name, kind in kinds.items()]
+        columns = {"model": target.name, "dtype": dtype, "backend": ", ".join(served)}
         setting = serve.Setting(
             model=target.model,
             ops=ops,
@@ -145,7 +145,7 @@ def bench_serve(
             for found in serve.measure(setting, told):
                 rows += found
     print_report(console, serve_report.tables(rows), serve_report.conclusions(rows, where.type))
-    write_results(rows, json_file, csv_file)
+    write_results(serve.Row, rows, json_file, csv_file)
     if plot is not None:
         _draw(rows, plot)
     return 1 if any(row.wrong for row in rows) else 0
@@ -185,11 +185,11 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
             raise UserError(f"--plot must name a file that can be written, got {path}: {reason}") from error
 
 
-def _guesser(name: str, num_draft: int | None, target: Loaded, dtype: str) -> Guesser:
+def _guesser(name: str, kind: str, num_draft: int | None, target: Loaded, dtype: str) -> Guesser:
     from bench.serve import Guesser
 
     made = engine.make_drafter(name, target, dtype)
-    usual = {method.drafter: method.num_draft for method in demo.METHODS}[name.partition(":")[0]]
+    usual = {method.drafter: method.num_draft for method in demo.METHODS}[kind]
     return Guesser(name, made, usual if num_draft is None else num_draft)
 
 

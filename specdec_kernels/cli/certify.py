@@ -43,11 +43,12 @@ def certify(
     asked = [peer for peer in proof.PEERS if peers and peer.rule in rules]
     missing = {peer.op: reason for peer in asked if (reason := peer.missing())}
     ours = proof.exact_cases_of if backend == "reference" else proof.cases_of
-    plan: list[tuple[Peer | None, str, list[Case]]] = [(None, name, ours(name, seed)) for name in rules]
-    for other in asked:
-        if other.op not in missing:
-            cases = [case for case in proof.cases_of(other.rule, seed, not other.trees) if case.vocab < 50_000]
-            plan.append((other, other.rule, cases))
+    with user_errors():
+        plan: list[tuple[Peer | None, str, list[Case]]] = [(None, name, ours(name, seed)) for name in rules]
+        for other in asked:
+            if other.op not in missing:
+                cases = [case for case in proof.cases_of(other.rule, seed, not other.trees) if case.vocab < 50_000]
+                plan.append((other, other.rule, cases))
     tests = sum(len(cases) for _, _, cases in plan)
     console = Console(soft_wrap=True, highlight=False)
     alarm = f"{proof.FALSE_ALARM:g}"

@@ -63,6 +63,7 @@ _OPS = (
     "kv_gather",
     "kv_inject",
     "tree_best_first",
+    "linear_pack",
     "linear_skinny",
 )
 _SHOWN_LINES = 8
@@ -131,20 +132,14 @@ def demo(
     methods = [method if drafts is None else replace(method, num_draft=drafts) for method in METHODS]
     every = read_prompts(folder)
     sources = every[: size.prompts]
-    with engine.find_backend(backend):
-        target = engine.load(_find(folder, TARGET), dtype, where)
-        drafters = {
-            PLAIN: None,
-            "ngram": engine.make_drafter("ngram", target, dtype),
-            "independent": engine.make_drafter(f"independent:{_find(folder, DRAFT)}", target, dtype),
-        }
-        for kind in ("eagle3", "eagle3-tree"):
-            drafters[kind] = engine.make_drafter(f"{kind}:{_find(folder, HEAD)}", target, dtype)
-        for kind in ("dflash", "ddtree"):
-            drafters[kind] = engine.make_drafter(f"{kind}:{_find(folder, BLOCKS)}", target, dtype)
+    place = _find_model(folder, TARGET, "decoder")
+    specs = {method.drafter: _spec(folder, method.drafter) for method in METHODS}
+    with engine.find_backend(backend, _used(where.type), where.type) as served:
+        target = engine.load(place, dtype, where)
+        drafters = {kind: engine.make_drafter(spec, target, dtype) for kind, spec in specs.items()}
         prompts = [target.encode(source.text) for source in sources]
         console = Console(highlight=False)
-        _introduce(console, target, drafters["independent"].model, dtype, where)
+        _introduce(console, target, drafters["independent"].model, dtype, where, served)
         with user_errors():
             engines = decoders(target.model, ops, methods, drafters, min(max_batch, len(prompts)))
             methods = [with_nodes(method, decoder) for method, decoder in zip(methods, engines, strict=True)]
@@ -184,6 +179,17 @@ def _find(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def _find_model(folder: Path, name: str, kind: str) -> Path:
+    return engine.find_model("--assets", str(_find(folder, name)), kind)
+
+
+def _spec(folder: Path, drafter: str) -> str:
+    """A drafter of the demo as on the command line, with its model of the folder, which is there."""
+    if drafter not in engine.MODELS:
+        return drafter
+    return f"{drafter}:{_find_model(folder, *engine.MODELS[drafter])}"
+
+
 def read_prompts(folder: Path) -> list[Source]:
     """The held-out prompts, in the order in which their hashes chose them."""
     path = _find(folder, _PROMPTS)
@@ -200,7 +206,9 @@ def read_prompts(folder: Path) -> list[Source]:
     return sources
 
 
-def _introduce(console: Console, target: Loaded, draft: Any, dtype: str, device: torch.device) -> None:
+def _introduce(
+    console: Console, target: Loaded, draft: Any, dtype: str, device: torch.device, served: dict[str, list[str]]
+) -> None:
     weights = sum(parameter.numel() for parameter in draft.parameters())
     console.print(
         f"{TARGET} ({_millions(target.parameters)} weights) continues Python source that it has not been trained on; "
@@ -209,17 +217,20 @@ def _introduce(console: Console, target: Loaded, draft: Any, dtype: str, device:
         soft_wrap=True,
     )
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
-    console.print(f"{dtype} on {device}{threads}; {_served_by(device.type)}.", soft_wrap=True)
+    console.print(f"{dtype} on {device}{threads}; {_served_by(served)}.", soft_wrap=True)
 
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.2f} million"
 
 
-def _served_by(device: str) -> str:
+def _used(device: str) -> list[str]:
+    return [op for op in _OPS if device == "cpu" or not op.startswith("linear_")]
+
+
+def _served_by(served: dict[str, list[str]]) -> str:
     """Which backend computes the ops: with kernels that are missing the figures would say little."""
-    used = [op for op in _OPS if device == "cpu" or not op.startswith("linear_")]
-    (most, _), *others = engine.serving(used, device).items()
+    (most, _), *others = served.items()
     text = f"ops on {most}"
     for backend, late in others:
         names = ", ".join(op.replace("_", ".", 1) for op in late)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from .output import progress, working
 ASSETS = Path(python_ref.__file__).parent / "assets"
 TARGET, DRAFT, HEAD, BLOCKS = "pystdlib-target", "pystdlib-draft", "pystdlib-eagle3", "pystdlib-dflash"
 DRAFTERS = ("none", "ngram", "independent", "independent-tree", "eagle3", "eagle3-tree", "dflash", "ddtree")
-# Of a drafter with a model: the shipped one, and the kind that it must be of.
-_MODELS = {
+#: Of a drafter with a model: the shipped one, and the kind that it must be of.
+MODELS = {
     "independent": (DRAFT, "decoder"),
     "independent-tree": (DRAFT, "decoder"),
     "eagle3": (HEAD, "eagle3"),
@@ -93,7 +93,7 @@ def find_model(option: str, value: str, kind: str = "decoder") -> Path:
     """The folder of a model of a kind that is named by its path, or by its name if it is a shipped one.
 
     Raises:
-        UserError: if it is neither, or of another kind.
+        UserError: if it is neither, has no configuration, or is of another kind.
     """
     folder = Path(value) if Path(value).is_dir() else ASSETS / value
     config = folder / "config.json"
@@ -101,7 +101,9 @@ def find_model(option: str, value: str, kind: str = "decoder") -> Path:
         names = ", ".join(shipped_models(kind)) or "none"
         if not (Path(value).is_dir() or config.is_file()):
             raise UserError(f"{option} must name a folder with a model, or a shipped model ({names}), got {value!r}")
-        found = _kind_of(folder) if config.is_file() else kind  # what is missing the loader says
+        if not config.is_file():
+            raise UserError(f"{option}: config.json must exist in {folder}, got no such file")
+        found = _kind_of(folder)
         # Some exporters give a head of EAGLE-3 the architecture of a decoder: its loader tells them apart.
         if found == kind or (kind == "eagle3" and "LlamaForCausalLM" in str(read_json(config).get("architectures"))):
             return folder
@@ -140,15 +142,24 @@ def find_device(value: str) -> torch.device:
     return torch.device("cuda") if parts[1] is None else torch.device("cuda", index)
 
 
-def find_backend(value: str | None) -> AbstractContextManager[None]:
+@contextmanager
+def find_backend(value: str | None, used: Sequence[str], device: str) -> Iterator[dict[str, list[str]]]:
     """The block inside which all ops run on a backend; None: each on the best there is.
 
+    Args:
+        value: name of the backend.
+        used: the ops that the block needs. What cannot be served is refused before anything is loaded.
+        device: type of the device that holds the tensors.
+
+    Yields:
+        As :func:`serving` returns it.
+
     Raises:
-        UserError: if there is no backend of that name.
+        UserError: if there is no backend of that name, or it cannot serve one of the ops.
     """
-    if value is None:
-        return nullcontext()
-    return ops.use_backend(check_choice("--backend", value, ops.BACKENDS))
+    chosen = nullcontext() if value is None else ops.use_backend(check_choice("--backend", value, ops.BACKENDS))
+    with chosen:
+        yield serving(used, device)
 
 
 def check_max_batch(value: int) -> None:
@@ -205,12 +216,9 @@ def calibrated(decoder: Decoder, requests: Sequence[Request]) -> list[Point]:
     Raises:
         UserError: if the models and their caches do not fit the memory.
     """
-    trace, decoder.trace = decoder.trace, None
     total = calibration.generations(decoder.drafter)
     with user_errors(), progress("choosing the number of drafts, in texts", total) as report:
-        points = calibration.calibrate(decoder, requests, report=report)
-    decoder.trace = trace
-    return points
+        return calibration.calibrate(decoder, requests, report=report)
 
 
 def find_drafter(spec: str) -> tuple[str, Path | None]:
@@ -224,13 +232,13 @@ def find_drafter(spec: str) -> tuple[str, Path | None]:
     Raises:
         UserError: if there is no such drafter, or no such model.
     """
-    kind, _, model = spec.partition(":")
-    if kind not in DRAFTERS or (model and kind not in _MODELS):
-        known, named = ", ".join(DRAFTERS), " or ".join(f"{name}:<model>" for name in _MODELS)
+    kind, colon, model = spec.partition(":")
+    if kind not in DRAFTERS or (colon and not (model and kind in MODELS)):
+        known, named = ", ".join(DRAFTERS), " or ".join(f"{name}:<model>" for name in MODELS)
         raise UserError(f"--drafter must be one of {known}, or {named}, got {spec!r}")
-    if kind not in _MODELS:
+    if kind not in MODELS:
         return kind, None
-    usual, wanted = _MODELS[kind]
+    usual, wanted = MODELS[kind]
     return kind, find_model(f"--drafter {kind}", model or usual, wanted)
 
 

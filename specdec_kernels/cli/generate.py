@@ -15,6 +15,7 @@ from rich.console import Console
 
 import specdec_kernels as ops
 from python_ref.decoding import Candidate, Decoder, Output, Point, Request, Statistics
+from python_ref.decoding.request import check_rule
 from python_ref.decoding.trace import Recorder
 from python_ref.drafters import RATIO_RULES
 
@@ -22,7 +23,7 @@ from . import engine, values
 from .batch import Prompt, read_batch
 from .engine import Loaded
 from .errors import UserError, check_text, user_errors, utf8
-from .options import BackendOption
+from .options import BackendOption, DeviceOption, DtypeOption
 from .output import JsonOption, check_file, check_json, progress, working, write_json, write_text
 from .text import TextStream
 from .trace_file import write_trace
@@ -83,10 +84,8 @@ def generate(
         bool, typer.Option("--replacement", help="Siblings of --drafter independent-tree may repeat each other.")
     ] = False,
     backend: BackendOption = None,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where the model runs.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(metavar="|".join(engine.DTYPES), help="Of the model; int8: the weights only, on the CPU.")
-    ] = "float32",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     max_batch: Annotated[int, typer.Option(metavar="N", help="Most prompts of --batch-file decoded together.")] = 8,
     stats: Annotated[bool, typer.Option("--stats", help="Say on standard error what it cost.")] = False,
     trace: Annotated[
@@ -101,17 +100,19 @@ def generate(
     engine.check_choice("--rule", rule, RULES)
     engine.check_choice("--dtype", dtype, engine.DTYPES)
     engine.check_max_batch(max_batch)
-    engine.find_drafter(drafter)
+    kind, _ = engine.find_drafter(drafter)
     where = engine.find_device(device)
     drafts = values.num_draft(num_draft)
-    if drafts is None and drafter == "none":
+    if drafts is None and kind == "none":
         raise UserError("--num-draft auto must have a drafter, got --drafter none")
     with user_errors():
         settings = Request([0], max_new_tokens, temperature, top_k, top_p, min_p, seed)
     prompts = _read_prompts(prompt, prompt_file, batch_file)
-    with engine.find_backend(backend):
+    asked = [_settings(settings, rule, item) for item in prompts]
+    used = used_ops(kind, rule, where.type, trace is not None)
+    with engine.find_backend(backend, used, where.type) as served:
         target = engine.load(engine.find_model("--model", model), dtype, where)
-        requests = [_request(target, settings, item) for item in prompts]
+        requests = [_request(target, mine, item) for mine, item in zip(asked, prompts, strict=True)]
         with user_errors():
             decoder = Decoder(
                 target.model,
@@ -125,7 +126,6 @@ def generate(
         for item, request in zip(prompts, requests, strict=True):
             with _place(item):
                 decoder.check(request)
-        served = engine.serving(used_ops(drafter, rule, where.type, trace is not None), where.type)
         points = engine.calibrated(decoder, requests) if drafts is None else []
         with user_errors():
             run = _stream if batch_file is None else _run_batch
@@ -197,9 +197,8 @@ def _place(item: Prompt) -> Iterator[None]:
         raise UserError(f"{item.place}: {error}") from error
 
 
-def used_ops(drafter: str, rule: str, device: str, traced: bool) -> list[str]:
-    """The ops of a run; a run that is traced verifies even where nothing is drafted."""
-    kind = drafter.partition(":")[0]
+def used_ops(kind: str, rule: str, device: str, traced: bool) -> list[str]:
+    """The ops of a run with a kind of drafter; a run that is traced verifies even where nothing is drafted."""
     drafts = {
         "none": [],
         "ngram": ["draft_ngram_lookup"],
@@ -216,15 +215,22 @@ def used_ops(drafter: str, rule: str, device: str, traced: bool) -> list[str]:
         verified = "verify_rejection" if rule in RATIO_RULES else f"verify_{rule}"
         used = [*drafts, "tree_from_chains", verified]
     used += ["kv_write", "attention_tree_attention"]
-    return used + (["linear_skinny"] if device == "cpu" else [])
+    return used + (["linear_pack", "linear_skinny"] if device == "cpu" else [])
+
+
+def _settings(settings: Request, rule: str, item: Prompt) -> Request:
+    """The settings of all with those of a line; the tokens come when there is a tokenizer."""
+    with _place(item):
+        mine = replace(settings, **item.settings)
+        check_rule("generate", rule, mine)
+    return mine
 
 
 def _request(target: Loaded, settings: Request, item: Prompt) -> Request:
     tokens = target.encode(item.text)
     if not tokens:
         raise UserError(f"{item.place} must have at least one token, got {item.text!r}")
-    with _place(item):
-        return replace(settings, prompt=tokens, **item.settings)
+    return replace(settings, prompt=tokens)
 
 
 def _stream(decoder: Decoder, target: Loaded, requests: list[Request]) -> list[Output]:
@@ -273,9 +279,10 @@ def _print_statistics(statistics: Statistics, points: list[Point]) -> None:
     if points:
         others = ", ".join(f"{_setting(point.candidate)}: {point.rate:.3g}" for point in points[1:])
         best = points[0]
-        console.print(
-            f"fastest of the first tokens: {_setting(best.candidate)} ({best.rate:.3g} tokens/s of a text; {others})"
-        )
+        rates = f"{best.rate:.3g} tokens/s of a text; {others}"
+        gained = any(point.tokens_per_step > 1 for point in points if point.candidate.num_draft)
+        why = "" if gained else "; no drafts gained a token"
+        console.print(f"chosen on the first tokens: {_setting(best.candidate)} ({rates}){why}")
     rate = f"{statistics.tokens_per_second:.1f} tokens/s without the prompts"
     per_step = f"{statistics.mean_tokens_per_step:.2f} tokens per step"
     console.print(f"{statistics.new_tokens} tokens in {statistics.steps} steps: {per_step}, {rate}")

@@ -49,7 +49,7 @@ def test_a_row_without_goals_is_not_judged():
 
 def test_files_hold_every_column(tmp_path):
     rows = [row(time_us=1.2345678), row(note="wrong result: tokens[0]")]
-    write_csv(rows, tmp_path / "new" / "rows.csv")
+    write_csv(Row, rows, tmp_path / "new" / "rows.csv")
     found = read_csv(tmp_path / "new" / "rows.csv")
     assert [tuple(line) for line in found] == [COLUMNS, COLUMNS]
     assert (found[0]["time_us"], found[0]["note"], found[1]["time_us"]) == ("1.2346", "", "")
@@ -63,11 +63,17 @@ def test_the_machine_stands_at_the_end_of_all_rows(kind, tmp_path):
     own = [name for name in columns(kind) if name not in described]
     assert columns(kind) == (*own, *described)
     made = kind(*own, **machine.describe())  # values in the order of the columns
-    write_csv([made], tmp_path / "rows.csv")
+    write_csv(kind, [made], tmp_path / "rows.csv")
     with (tmp_path / "rows.csv").open(newline="") as file:
         (line,) = csv.DictReader(file)
     assert tuple(line) == tuple(as_dicts([made])[0]) == columns(kind)
     assert all(line[name] == name for name in own) and line["date"] == made.date
+
+
+@pytest.mark.parametrize("kind", [Row, drafts.Row, e2e.Row, serve.Row])
+def test_a_file_without_rows_has_the_columns_of_their_class(kind, tmp_path):
+    write_csv(kind, [], tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").read_text() == ",".join(columns(kind)) + "\n"
 
 
 def test_another_file_is_refused(tmp_path):

@@ -290,7 +290,7 @@ def test_conclusions_are_about_the_overlapped_loop():
 
 
 def test_rows_are_written(tmp_path):
-    write_csv(ROWS, tmp_path / "rows.csv")
+    write_csv(serve.Row, ROWS, tmp_path / "rows.csv")
     header, first, *_ = (tmp_path / "rows.csv").read_text().splitlines()
     assert header == ",".join(serve.COLUMNS) and first.startswith("plain,none,4,0.0,1,2.5,12,")
     assert as_dicts(ROWS)[2]["loop"] == "plain" and {one["rate"] for one in as_dicts(ROWS)} == {2.5, "inf"}

@@ -33,6 +33,14 @@ def test_rare_cells_are_pooled_and_impossible_ones_are_not_forgiven():
     assert math.isinf(g_test(torch.tensor([8990, 999, 5, 5, 1]), law).statistic)
 
 
+def test_too_few_counts_speak_against_nobody():
+    """All cells are pooled to one, whose expected count is exact up to rounding."""
+    for seed in range(20):
+        law = torch.softmax(torch.randn(625, generator=torch.Generator().manual_seed(seed)).double(), 0)
+        made = g_test(torch.bincount(torch.arange(9), minlength=625), law)
+        assert made == (0.0, 0, 1.0) and made.statistic <= quantile(1e-6, made.degrees)
+
+
 def test_p_values_are_uniform_where_nothing_is_wrong():
     law = torch.softmax(torch.randn(40, generator=torch.Generator().manual_seed(1)).double(), 0)
     generator = torch.Generator().manual_seed(2)

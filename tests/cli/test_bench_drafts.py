@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bench import machine
 from python_ref.decoding import calibration
 
 FEW = ("--max-batch", "2", "--max-new-tokens", "6", "--repeats", "1")
@@ -26,10 +27,22 @@ def test_every_setting_is_beside_the_chosen_one(specdec, shipped, tmp_path, monk
         assert {row["num_draft"] for row in mine} == {n for n in (0, 1, 3, 7, 15) if n <= most}
 
 
+@pytest.mark.parametrize(("load", "busy"), [(3.25, True), (0.1, False)])
+def test_a_busy_machine_is_named(specdec, shipped, monkeypatch, load, busy):
+    monkeypatch.setattr(calibration, "NUM_DRAFT", (0, 1))
+    described = machine.describe("cpu") | {"load": load}
+    monkeypatch.setattr(machine, "describe", lambda device: described)
+    result = specdec("bench", "drafts", "--drafter", "ngram", *FEW)
+    assert result.exit_code == 0, result.output
+    assert ("Other processes were running (load 3.25 at the start)" in result.output) == busy
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--drafter", "none"), "--drafter must be one of ngram, independent"),
+        (("--drafter", "none:"), "--drafter must be one of none, ngram, "),
+        (("--drafter", "ngram:"), "--drafter must be one of none, ngram, "),
         (("--repeats", "0"), "--repeats must be at least 1, got 0"),
         (("--max-new-tokens", "0"), "--max-new-tokens must be at least 1, got 0"),
         (("--temperature", "-1"), "temperature must be finite and at least 0"),

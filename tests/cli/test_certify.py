@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from specdec_kernels.certify import certificate
+from specdec_kernels.cli import certify
 
 from .test_errors import complains
 
@@ -30,6 +31,25 @@ def test_it_writes_what_it_says(specdec, tmp_path):
 def test_the_oracle_is_enumerated(specdec):
     made = specdec("certify", "--rule", "sample", "--backend", "reference", "--no-peers")
     assert made.exit_code == 0 and "1e-12" in made.stdout
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_seed_is_any_integer(specdec, backend):
+    """As everywhere it counts modulo 2^64."""
+    options = ("--rule", "sample", "--trials", "200", "--backend", backend, "--no-peers", "--seed")
+    large, small = specdec("certify", *options, 3 + 2**64), specdec("certify", *options, 3)
+    assert large.exit_code == small.exit_code == 0 and large.stdout == small.stdout
+    made = specdec("certify", *options, "99999999999999999999999")
+    assert made.exit_code == 0 and "no test failed" in made.stdout
+    assert specdec("certify", *options, -(10**40)).exit_code == 0
+
+
+def test_models_that_cannot_be_made_are_one_sentence(specdec, monkeypatch):
+    def fails(*_):
+        raise ValueError("certify: models must be made, got none")
+
+    monkeypatch.setattr(certify.proof, "cases_of", fails)
+    complains(specdec("certify", "--rule", "sample"), "certify", "models must be made, got none")
 
 
 def test_a_failure_is_exit_code_1(specdec, monkeypatch):

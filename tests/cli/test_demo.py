@@ -116,6 +116,10 @@ def test_table_and_sentence(quick):
     assert all(len(line) <= 80 for line in lines[-16:]), "the table fits a terminal"
 
 
+def served_by(device):
+    return demo._served_by(engine.serving(demo._used(device), device))
+
+
 def test_ops_that_are_missing_are_named(monkeypatch):
     monkeypatch.setattr(_backend, "_environment", None)
     late = {"verify_match", "linear_skinny"}
@@ -123,23 +127,23 @@ def test_ops_that_are_missing_are_named(monkeypatch):
         for backend in ("cpu", "cuda"):
             monkeypatch.setitem(_backend._REASONS, (op, backend), None)
         monkeypatch.setitem(_backend._REASONS, (op, "triton"), "not here")
-    assert demo._served_by("cpu") == "ops on cpu"
-    assert demo._served_by("cuda") == "ops on cuda"
+    assert served_by("cpu") == "ops on cpu"
+    assert served_by("cuda") == "ops on cuda"
     for op in late:
         for backend in ("cpu", "cuda"):
             monkeypatch.setitem(_backend._REASONS, (op, backend), "late")
-    assert demo._served_by("cpu") == "ops on cpu, but verify.match, linear.skinny on reference, which is slow"
-    assert demo._served_by("cuda") == "ops on cuda, but verify.match on reference, which is slow"
+    assert served_by("cpu") == "ops on cpu, but verify.match, linear.skinny on reference, which is slow"
+    assert served_by("cuda") == "ops on cuda, but verify.match on reference, which is slow"
 
 
 def test_who_was_asked_for_is_named(monkeypatch):
     monkeypatch.setattr(_backend, "_environment", "reference")
-    assert demo._served_by("cpu") == "ops on reference"
+    assert served_by("cpu") == "ops on reference"
     monkeypatch.setattr(_backend, "_environment", None)
     with sk.use_backend("reference"):
-        assert demo._served_by("cpu") == "ops on reference"
+        assert served_by("cpu") == "ops on reference"
     with sk.use_backend("cuda"), pytest.raises(UserError, match="backend must be available, got 'cuda'"):
-        demo._served_by("cpu")
+        served_by("cpu")
 
 
 def test_the_full_run_is_long_enough():

@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from python_ref.training.corpus import SourceFile
 from python_ref.training.tokenizer import train_tokenizer
+from specdec_kernels import _backend
 from specdec_kernels.cli import engine
 
 from .conftest import PROMPTS, SOURCE
@@ -70,6 +72,10 @@ def complains(result, command, *parts):
             ),
         ),
         (("--drafter", "ngram:x"), ("--drafter must be one of none, ngram, ", "got 'ngram:x'")),
+        (("--drafter", "none:"), ("--drafter must be one of none, ngram, ", "got 'none:'")),
+        (("--drafter", "ngram:"), ("--drafter must be one of none, ngram, ", "got 'ngram:'")),
+        (("--drafter", "dflash:"), ("--drafter must be one of none, ngram, ", "or dflash:<model> ", "got 'dflash:'")),
+        (("--drafter", "none", "--num-draft", "auto"), ("--num-draft auto must have a drafter, got --drafter none",)),
         (("--drafter", "eagle3:nowhere"), (f"or a shipped model ({engine.HEAD}), got 'nowhere'",)),
         (("--drafter", "independent:nowhere"), ("must name a folder with a model, or a shipped model", "'nowhere'")),
         (("--model", "nowhere"), (f"({engine.DRAFT}, {engine.TARGET}), got 'nowhere'",)),
@@ -93,13 +99,13 @@ KINDS = {engine.TARGET: "decoder", engine.DRAFT: "decoder", engine.HEAD: "eagle3
 
 @pytest.mark.parametrize(
     ("drafter", "model"),
-    [(drafter, model) for drafter, (_, kind) in engine._MODELS.items() for model in KINDS if KINDS[model] != kind],
+    [(drafter, model) for drafter, (_, kind) in engine.MODELS.items() for model in KINDS if KINDS[model] != kind],
 )
 @pytest.mark.parametrize("place", ["name", "folder"])
 def test_models_of_another_kind(specdec, shipped, monkeypatch, drafter, model, place):
     """They are told apart before anything is loaded."""
     monkeypatch.setattr(engine, "load", None)
-    wanted, found = engine._MODELS[drafter][1], KINDS[model]
+    wanted, found = engine.MODELS[drafter][1], KINDS[model]
     names = ", ".join(sorted(name for name, kind in KINDS.items() if kind == wanted))
     named = shipped / model if place == "folder" else model
     said = f"must name a model of the kind {wanted} (shipped: {names}), got '{named}' of the kind {found}"
@@ -127,6 +133,69 @@ def test_a_drafter_that_there_is_not_is_refused_before_the_model_is_loaded(specd
     result = specdec(*command, "--drafter", "foo")
     said = result.stderr.splitlines()
     assert result.exit_code == 2 and len(said) == 1 and "--drafter must be one of none, ngram, " in said[0]
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    from bench import e2e
+
+    monkeypatch.setattr(engine, "load", None)
+    monkeypatch.setattr(e2e, "Bench", None)
+
+
+def test_a_folder_without_a_model_is_refused_before_anything_is_loaded(specdec, shipped, nothing_is_loaded, tmp_path):
+    said = f"config.json must exist in {tmp_path}, got no such file"
+    for kind in engine.MODELS:
+        for words in (("generate", *PROMPT), ("bench", "drafts")):
+            result = specdec(*words, "--drafter", f"{kind}:{tmp_path}")
+            complains(result, " ".join(words[: 2 if words[0] == "bench" else 1]), f"--drafter {kind}: {said}")
+    complains(specdec("generate", *PROMPT, "--model", tmp_path), "generate", f"--model: {said}")
+
+
+def test_a_rule_refuses_temperatures_before_anything_is_loaded(specdec, shipped, nothing_is_loaded, tmp_path):
+    greedy = ("--rule", "greedy", "--drafter", "dflash")
+    said = "temperature must be 0 under the rule 'greedy', got 0.8"
+    complains(specdec("generate", *PROMPT, *greedy, "--temperature", "0.8"), "generate", said)
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "x"}\n{"prompt": "y", "temperature": 0.8}')
+    complains(specdec("generate", "--batch-file", path, *greedy), "generate", f"--batch-file line 2: {said}")
+    path.write_text('{"prompt": "x"}\n{"prompt": "y", "top_p": 2}')
+    said = "--batch-file line 2: top_p must be above 0 and at most 1, got 2"
+    complains(specdec("generate", "--batch-file", path), "generate", said)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("command", [("generate", *PROMPT), ("demo",), ("bench", "serve"), ("bench", "e2e")])
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_backend_without_its_device_is_refused_before_anything_is_loaded(
+    specdec, shipped, nothing_is_loaded, monkeypatch, command, backend, by
+):
+    """The reason is what is missing, and not that some op is one of the CPU's."""
+    monkeypatch.setattr(_backend._library, "triton_is_interpreted", lambda: False)
+    monkeypatch.setattr(_backend, "_environment", None if by == "option" else backend)
+    for op, _ in list(_backend._REASONS):
+        if not op.startswith("linear_"):
+            monkeypatch.setitem(_backend._REASONS, (op, backend), None)
+    result = specdec(*command, *(("--backend", backend) if by == "option" else ()))
+    name = " ".join(command[: 2 if command[0] == "bench" else 1])
+    complains(
+        result, name, f"backend must be available, got '{backend}': no CUDA device, or torch was built without CUDA"
+    )
+
+
+def test_the_demo_looks_for_all_models_before_it_loads_one(specdec, assets, nothing_is_loaded, tmp_path):
+    shutil.copy(assets / "prompts.json", tmp_path)
+    for name in (engine.TARGET, engine.DRAFT, engine.HEAD, engine.BLOCKS):
+        result = specdec("demo", "--assets", tmp_path)
+        complains(result, "demo", f"{tmp_path} must hold the models {engine.TARGET}, ", f"got no {name} (python")
+        (tmp_path / name).mkdir()
+        said = f"--assets: config.json must exist in {tmp_path / name}, got no such file"
+        complains(specdec("demo", "--assets", tmp_path), "demo", said)
+        shutil.copy(assets / name / "config.json", tmp_path / name)
+    shutil.copy(assets / engine.HEAD / "config.json", tmp_path / engine.BLOCKS)
+    said = "--assets must name a model of the kind dflash (shipped: "
+    complains(specdec("demo", "--assets", tmp_path), "demo", said, "of the kind eagle3")
 
 
 @pytest.mark.parametrize("command", ["info", "demo", "generate"])

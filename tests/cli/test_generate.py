@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import specdec_kernels as sk
-from python_ref.decoding import Decoder, Request
+from python_ref.decoding import Candidate, Decoder, Point, Request, Statistics
 from specdec_kernels import _backend
 from specdec_kernels.cli import engine, generate
 
@@ -184,3 +184,27 @@ def test_the_number_of_drafts_that_is_the_fastest(go, drafter):
     chosen = points[0]["candidate"]
     assert chosen == {"num_draft": written["num_draft"], "nodes": written["nodes"]}
     assert (written["nodes"] > 0) == (drafter == "ddtree")
+
+
+def point(num_draft, gain, seconds, nodes=0):
+    return Point(Candidate(num_draft, nodes), gain, seconds)
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        (
+            [point(3, 2.0, 0.01, 16), point(0, 1.0, 0.008, 4)],
+            "3 drafts in 16 nodes (200 tokens/s of a text; 0 drafts in 4 nodes: 125)",
+        ),
+        # The clock would have them, and they gain nothing.
+        (
+            [point(0, 1.0, 0.01), point(2, 1.0, 0.008)],
+            "0 drafts (100 tokens/s of a text; 2 drafts: 125); no drafts gained a token",
+        ),
+    ],
+)
+def test_what_is_said_of_a_choice(capsys, points, said):
+    generate._print_statistics(Statistics(), points)
+    said = f"chosen on the first tokens: {said}"
+    assert " ".join(capsys.readouterr().err.split()).startswith(f"{said} 0 tokens in 0 steps")

@@ -4,7 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from python_ref.decoding import Candidate, Request, calibrate, calibration
+import specdec_kernels as sk
+from python_ref.decoding import Candidate, Decoder, OverlappedDecoder, Request, calibrate, calibration
+from python_ref.decoding.trace import Recorder
+from python_ref.drafters import NgramDrafter
+
+from .helpers import model_of
 
 ALPHA = 0.8
 
@@ -14,6 +19,7 @@ class Machine:
 
     def __init__(self, cost, drafter=None):
         self.cost, self.num_draft, self.max_batch, self.runs = cost, 4, 2, []
+        self.busy, self.trace = False, None
         self.drafter = SimpleNamespace() if drafter is None else drafter
 
     def generate(self, requests):
@@ -84,7 +90,7 @@ def test_it_is_measured_in_turns_on_the_first_tokens_of_the_requests():
 
 def test_nothing_to_choose_from_is_refused():
     with pytest.raises(ValueError, match="calibrate: decoder must have a drafter, got None"):
-        calibrate(SimpleNamespace(drafter=None), [Request([1])])
+        calibrate(Decoder(model_of(0), ops=sk), [Request([1])])
     with pytest.raises(ValueError, match="calibrate: requests must not be empty"):
         calibrate(Machine(lambda n, _: 1.0), [])
 
@@ -100,3 +106,62 @@ def test_drafts_that_gain_nothing_are_not_made():
 
     machine.generate = alone
     assert calibrate(machine, [Request([1])])[0].candidate == Candidate(0)
+
+
+def test_a_decoder_of_one_number_of_drafts_is_refused():
+    said = "calibrate: decoder must be a Decoder, whose number of drafts may change, got OverlappedDecoder"
+    with pytest.raises(TypeError) as raised:
+        calibrate(OverlappedDecoder(model_of(0), ops=sk, drafter=NgramDrafter(sk)), [Request([1])])
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize("call", [calibrate, lambda *given: calibration.measure(*given, [Candidate(1)])])
+def test_a_decoder_that_is_serving_is_refused(call):
+    """Also by the last callback of all, behind which there is nothing more to do."""
+    name = "calibrate" if call is calibrate else "measure"
+    refused = []
+
+    def told(tokens):
+        with pytest.raises(RuntimeError) as raised:
+            call(decoder, [Request([1])])
+        refused.append(str(raised.value))
+
+    decoder = Decoder(model_of(0), ops=sk, drafter=NgramDrafter(sk), num_draft=3)
+    handle = decoder.submit(Request([1, 2], max_new_tokens=1, on_tokens=told))
+    with pytest.raises(RuntimeError, match=f"{name}: decoder must be between generations"):
+        call(decoder, [Request([1])])
+    assert not decoder.step() and len(handle.output.tokens) == 1
+    assert refused == [f"{name}: decoder must be between generations, got one that is serving requests"]
+    assert decoder.num_draft == 3
+
+
+def test_a_measurement_leaves_the_setting_as_it_was():
+    machine = Machine(lambda n, nodes: 1.0, SimpleNamespace(is_tree=True, nodes=16))
+    calibration.measure(machine, [Request([1])], [Candidate(0, 16), Candidate(7, 48)])
+    assert (machine.num_draft, machine.drafter.nodes) == (4, 16)
+
+
+@pytest.mark.parametrize("at", [0, 3, 20])
+def test_the_setting_is_what_it_was_where_something_raises(at):
+    machine = Machine(lambda n, nodes: 1.0, SimpleNamespace(is_tree=True, nodes=16, most_drafts=7))
+    machine.trace = trace = object()
+    generate = machine.generate
+
+    def fails(requests):
+        if len(machine.runs) == at:
+            raise KeyboardInterrupt
+        generate(requests)
+
+    machine.generate = fails
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(machine, [Request([1])])
+    assert (machine.num_draft, machine.drafter.nodes) == (4, 16) and machine.trace is trace
+
+
+def test_a_trace_hears_nothing_of_it():
+    recorder = Recorder()
+    decoder = Decoder(model_of(0), ops=sk, drafter=NgramDrafter(sk), trace=recorder)
+    calibrate(decoder, [Request([1, 2])], new_tokens=2, turns=1)
+    assert decoder.trace is recorder and recorder.to_dict(lambda token: b"x")["requests"] == []
+    decoder.generate([Request([1, 2], max_new_tokens=2)])
+    assert len(recorder.to_dict(lambda token: b"x")["requests"]) == 1

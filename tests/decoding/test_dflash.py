@@ -6,10 +6,11 @@ import torch
 import python_ref.ops as oracle
 import specdec_kernels as sk
 from python_ref.decoding import Decoder, Request
-from python_ref.drafters import DFlashDrafter
+from python_ref.drafters import RATIO_RULES, DFlashDrafter
 
 from .blocks import drafter_model, drafts_of, entries_of
 from .helpers import model_of, plain, prompt_of, requests_of
+from .test_law import PROMPT, SETTINGS, SOUND, TINY, expected_law, p_value
 
 LAYERS = 6
 DRAFTERS = {
@@ -53,6 +54,19 @@ def test_at_temperature_0_every_rule_gives_that_text(rule, target):
         drafter = DFlashDrafter(drafter_model(target), sk, **options)
         decoder = Decoder(target, ops=sk, drafter=drafter, rule=rule, num_draft=3, max_batch=4)
         assert tokens_of(decoder.generate(requests)) == expected, name
+
+
+@pytest.mark.parametrize("rule", RATIO_RULES)
+def test_rules_that_look_at_ratios_keep_the_law(rule):
+    """The drafts of a tree have no law, and count as deterministic. A chi-square over whole generations."""
+    target = model_of(3, scale=1.0, **TINY | {"num_hidden_layers": LAYERS})
+    model = drafter_model(target, vocab_size=4, dflash_config={"mask_token_id": 3, "target_layer_ids": [0, 2, 3]})
+    requests = [Request(PROMPT, max_new_tokens=4, seed=seed, **SETTINGS) for seed in range(1500)]
+    drafter = DFlashDrafter(model, sk, nodes=6, ranks=3)
+    decoder = Decoder(target, ops=sk, drafter=drafter, rule=rule, num_draft=2, max_batch=100)
+    numbers = torch.tensor([output.tokens[:3] for output in decoder.generate(requests)]) @ torch.tensor([16, 4, 1])
+    assert 0.05 < decoder.statistics.acceptance[0] < 1
+    assert p_value(torch.bincount(numbers, minlength=64), expected_law(target, PROMPT, SETTINGS)) > SOUND
 
 
 @pytest.mark.parametrize("shape", ["chain", "tree"])

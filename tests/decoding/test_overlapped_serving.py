@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 
 import pytest
 import torch
@@ -376,6 +377,29 @@ def test_statistics_add_up_until_they_are_reset(model):
     assert decoder.statistics.requests == 3
     decoder.reset_statistics()
     assert decoder.statistics.new_tokens == 0
+
+
+@pytest.mark.parametrize("aborts", [False, True])
+@pytest.mark.parametrize("loop", [Decoder, OverlappedDecoder])
+def test_what_a_callback_submits_last_does_not_move_the_clock(loop, aborts, model):
+    """A closed loop: nothing is left to do but what the callback has just submitted. Nobody sleeps less than is asked."""
+    nap, rounds = 0.01, 8
+
+    def again(tokens):
+        calls.append(tokens)
+        time.sleep(nap)
+        if aborts:
+            decoder.abort()
+        if len(calls) < rounds:
+            decoder.submit(Request([1], max_new_tokens=1, on_tokens=again))
+
+    decoder, calls = loop(model, ops=sk), []
+    begin = time.perf_counter()
+    decoder.submit(Request([1], max_new_tokens=1, on_tokens=again))
+    while decoder.step():
+        pass
+    assert len(calls) == rounds
+    assert nap * rounds <= decoder.statistics.total_seconds <= time.perf_counter() - begin
 
 
 def test_a_request_of_another_decoder_cannot_be_cancelled():

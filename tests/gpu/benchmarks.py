@@ -29,7 +29,7 @@ def main(folder: str, *options: str) -> int:
         wanted = suite.count(family, setting)
 
         def keep(rows: list[Row], path: Path = path, family: str = family, wanted: int = wanted) -> None:
-            write_csv(rows, path)
+            write_csv(Row, rows, path)
             write_json(rows, path.with_suffix(".json"))
             last = rows[-1]
             print(f"{family}: {last.op}, {last.case}, {last.shape} ({len(rows)} rows, {wanted} cases)", flush=True)

@@ -110,9 +110,9 @@ def gpu_check(tmp_path):
         ),
         row(variant="triton", note="not available: nothing there", goal="<= 12 us", met=False),
     ]
-    from bench.rows import write_csv
+    from bench.rows import Row, write_csv
 
-    write_csv(rows, tmp_path / "rows.csv")
+    write_csv(Row, rows, tmp_path / "rows.csv")
 
     def run(*arguments, probe=PROBE, out=True, without=(), wait=True, **environment):
         for name in without:

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import math
 import re
+import string
 
 import pytest
 import torch
 
 import python_ref.ops as ops
-from python_ref.models import ModelConfig, Transformer
+from python_ref.models import ModelConfig, Transformer, load_tokenizer
 from python_ref.models.dflash import DFlash, DFlashConfig
 from python_ref.models.dflash_checkpoint import load_dflash
 from python_ref.models.rotary import rotate
@@ -213,8 +214,10 @@ def test_the_card_says_what_the_newest_rows_say(tmp_path):
     columns = (
         "drafter,temperature,batch,num_draft,nodes,tokens_per_step,step_ms,tokens_per_s,share_of_best,device,threads"
     )
-    rows = [f"dflash,0.0,4,{n},0,{1 + n / 4},{8 + n},{100 + n},{0.9 + n / 100},a machine,2" for n in range(4)]
-    trees = ["ddtree,0.0,4,0,16,1.0,9,90,0.5,a machine,2", "ddtree,0.0,4,3,16,2.5,20,99,0.9,a machine,2"]
+    columns += ",load"
+    rates = (100, 108, 120, 103)
+    rows = [f"dflash,0.0,4,{n},0,{1 + n / 4},{8 + n},{rates[n]},{rates[n] / 120},a machine,2,1.5" for n in range(4)]
+    trees = ["ddtree,0.0,4,0,16,1.0,9,90,0.5,a machine,2,2.25", "ddtree,0.0,4,3,16,2.5,20,99,0.9,a machine,2,2.25"]
     assert clock.section(tmp_path, 4, 16) == ""
 
     def write(name, *lines):
@@ -224,9 +227,17 @@ def test_the_card_says_what_the_newest_rows_say(tmp_path):
     text = clock.section(tmp_path, 4, 16)
     assert "| drafts verified | 0 | 1 | 2 | 3 |\n|---|---|---|---|---|\n" in text
     assert "| tokens per step | 1.00 | 1.25 | 1.50 | 1.75 |\n" in text
-    assert "Hence the 4 rows of a block. 3 drafts are the fastest, at 103 tokens/s." in text
+    assert (
+        "the first 4 shipped prompts, whole and together, on 2 threads of a machine, load 1.5 to 2.25 at the start"
+        in text
+    )
+    assert (
+        "2 drafts are the fastest here, at 120 tokens/s, and 3 reach 86 % of that: 3 of the 4 rows of a block" in text
+    )
+    assert "one draft takes 9.0 ms\nwhere one with 3 takes 11.0 ms, and gives 1.25 tokens in the place of 1.75." in text
     assert "gives 2.50 tokens per step and 1.10 times the tokens/s" in text and "a row give 1.03 times" in text
-    write("drafts-a-2026-02-01.csv", *(row.replace("a machine", "another") for row in rows + trees))
+    quiet = (row.replace("a machine", "another").rpartition(",")[0] + "," for row in rows + trees)
+    write("drafts-a-2026-02-01.csv", *quiet)
     assert "2 threads of another\n(`bench/results/drafts-a-2026-02-01.csv`)" in clock.section(tmp_path, 4, 16)
     write("drafts-b-2026-03-01.csv", *rows)  # no trees
     assert "another" in clock.section(tmp_path, 4, 16) and clock.section(tmp_path, 5, 16) == ""
@@ -238,6 +249,36 @@ def test_the_shipped_card_says_what_its_rows_say():
     (name,) = re.findall(r"`bench/results/(.*?)`", card)
     section = clock.section_of(clock.RESULTS / name, recipe.block_size, 16)
     assert section and section in card and "| the same in best-first trees of 16 nodes | " in card
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.teacher])
+def test_the_shipped_cards_say_what_was_scored(name):
+    prompts = json.loads((export.ASSETS / "prompts.json").read_text(encoding="utf-8"))
+    count, length = export.prompt_batch(load_tokenizer(export.ASSETS / RECIPES[name].teacher), prompts).shape
+    card = (export.ASSETS / name / "README.md").read_text(encoding="utf-8")
+    assert f"behind {count} shipped prompts cut to {length} tokens, {export._NEW} new ones each | " in card
+
+
+def test_a_card_says_how_its_model_was_made():
+    """Each way once; a log that says nothing of it is not spoken for."""
+    assert export.made_by("x", [{"step": 50, "loss": 1.0}, {"seconds": 3}]) == {"machine": "", "command": ""}
+    slow = {"seconds": 3, "device": "cpu", "threads": 2, "autocast": True, "compiled": True}
+    fast = slow | {"device": "cuda", "autocast": False, "compiled": False}
+    made = export.made_by("x", [slow, {"step": 50}, slow])
+    assert made["machine"] == " on 2 threads of the CPU, products in bfloat16"
+    train = "`python -m python_ref.training train x --device"
+    assert made["command"] == f"; this one was made by {train} cpu --bfloat16`"
+    made = export.made_by("x", [slow, fast])
+    assert made["machine"] == " on 2 threads of the CPU, products in bfloat16 and on cuda"
+    assert made["command"].endswith(f"cpu --bfloat16` and {train} cuda --no-bfloat16 --eager`")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_card_can_be_filled(name):
+    """With what the export knows of any model, and the scores of its kind."""
+    card = (export._TEMPLATES / f"{name}.md").read_text(encoding="utf-8")
+    known = {field for _, field, _, _ in string.Formatter().parse(card) if field}
+    assert {"machine", "command", "minutes"} <= known and ("scored" in known) == bool(RECIPES[name].teacher)
 
 
 def data_of(target):
@@ -269,6 +310,8 @@ def test_training_learns_and_its_checkpoint_is_what_was_trained(tmp_path, target
     train(recipe, tmp_path, data_of(target), compiled=False, autocast=False, teacher=target, log=rate.append)
     records = [json.loads(line) for line in (tmp_path / "drafter" / "log.jsonl").read_text().splitlines()]
     assert records[-1]["step"] == 40
+    how = {"device": "cpu", "threads": torch.get_num_threads(), "autocast": False, "compiled": False}
+    assert how.items() <= records[-1].items()
     assert len(records[-1]["held_out_accepted"]) == 4
     trained = load_dflash(tmp_path / "drafter" / "export", target)
     task = dflash.DFlashTask(recipe, data_of(target), target, torch.load(tmp_path / "drafter" / "generated.pt"))
