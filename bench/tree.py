@@ -1,4 +1,5 @@
-"""Builders of trees: 64 requests of 64 nodes, against the same in Python with a heap or a recursion.
+"""Builders of trees: 64 requests of 64 nodes, against the same in Python with a heap or a recursion; and how many drafts a
+batch verifies (``budget.py``).
 
 The limit is the overhead of a call: what must move are a few kilobytes. The baselines get lists and give lists, so
 that nothing of their time is that of tensors.
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import specdec_kernels as sk
 
+from . import budget
 from .measured import EAGER, Setting, add_note, judge, rows_of
 from .rows import Goal, Row
 from .runner import Variant, measure
@@ -111,11 +113,11 @@ def rows_of_tree(tree: sk.TokenTree) -> list[Tree]:
 
 def count(setting: Setting) -> int:
     """How many groups :func:`groups` gives."""
-    return 2
+    return 2 + len(budget.SHAPES)
 
 
 def groups(setting: Setting, requests: int = REQUESTS, nodes: int = NODES) -> Iterator[list[Row]]:
-    """``best_first`` and ``from_parents``, each in turns with its baseline."""
+    """``best_first``, ``from_parents`` and ``draft.budget``, each in turns with its baseline."""
     made = drafts(requests, nodes)
     moved = made._replace(**{name: getattr(made, name).to(setting.device) for name in made._fields})
     laws = list(zip(made.roots.tolist(), made.log_probs.tolist(), made.token_ids.tolist(), strict=True))
@@ -142,6 +144,7 @@ def groups(setting: Setting, requests: int = REQUESTS, nodes: int = NODES) -> It
         "a recursion, one request after the other",
         40 * requests * nodes,
     )
+    yield from budget.groups(setting)
 
 
 def _group(setting: Setting, op: str, shape: str, slow: Any, fast: Any, note: str, needed: int) -> list[Row]:

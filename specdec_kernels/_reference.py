@@ -142,6 +142,8 @@ def _call(op: str, function: Callable[..., Any], given: dict[str, Any]) -> None:
         given["page_size"] = given["page_size"] or None
         given["out"] = Block(*(given.pop(name) for name in _BLOCK))
         given["block_size"] = given["out"].ids.shape[1]
+    elif op == "draft_budget":
+        given["out"] = given.pop("counts")
     elif op == "draft_expand":
         given["out"] = Expansion(*(given.pop(name) for name in _EXPANSION))
         given["beams"] = given["out"].beams.shape[1]

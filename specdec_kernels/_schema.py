@@ -188,6 +188,7 @@ OPS: tuple[Op, ...] = (
         "Tensor? table_rows, int page_size, Tensor? active, Tensor(a!) roots, Tensor(b!) ids, Tensor(c!) positions, "
         "Tensor(d!)? slots, Tensor(e!) new_context_lens, Tensor(f!)? status",
     ),
+    Op("draft_budget", "Tensor scores, Tensor costs, Tensor? active, bool sampled, Tensor(a!) counts"),
     Op(
         "attention_tree_attention",
         f"Tensor query, Tensor key_cache, Tensor value_cache, {_PAGES}, {_NODES}, float scale, float softcap, "

@@ -10,12 +10,15 @@ from torch import Tensor
 from . import _backend, _validate
 from .types import Block, Expansion
 
-__all__ = ["block", "expand", "ngram_lookup"]
+__all__ = ["block", "budget", "expand", "ngram_lookup"]
 
 #: Most children of a beam, and most beams of a request.
 MAX_EXPAND = 64
 
 LARGEST_TOKEN = 2**31 - 1
+
+#: Most requests, elements of ``scores``, and elements of ``costs`` of :func:`budget`.
+MOST_REQUESTS, MOST_SCORES, MOST_COSTS = 2**22, 2**31 - 1, 2**22
 
 
 def ngram_lookup(
@@ -299,3 +302,81 @@ def block(
         return made
 
     return _backend.run("draft_block", backend, tokens, check, launch)
+
+
+def budget(
+    scores: Tensor,
+    costs: Tensor,
+    *,
+    active: Tensor | None = None,
+    sampled: bool = False,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """How many drafts of each request to verify: those whose expected tokens are worth the time that they cost.
+
+    The candidates of all active requests stand in one order: larger score first, then lower request, then lower column.
+    With the first ``n`` of them a step is expected to emit ``active requests + sum of exp(score)`` tokens and takes
+    ``costs[n]``; the ``n`` whose tokens per time are the most is chosen (of equal ones the smallest), and
+    each request gets as many drafts as it has candidates among the first ``n``.
+
+    Example: two requests, ``exp(scores) = [[0.9, 0.5], [0.7, 0.1]]``, ``costs = [10, 11, 12, 14, 20]``. In order the
+    gains are 0.9, 0.7, 0.5, 0.1, and the tokens per time of 0 to 4 drafts 2/10, 2.9/11, 3.6/12, 4.1/14, 4.2/20: the
+    best are 2 drafts (0.3), one for each request.
+
+    The scores of a path must not rise. The admitted candidates of a chain are then its first ones, and those of a tree
+    are closed, because a child never comes before its parent; of equal scores the lower column comes first, so
+    parents stand in lower columns. Otherwise the counts are those of the same order all the same.
+
+    Args:
+        scores: ``[B, N]`` float32, any strides: log-probability that a candidate is accepted, all before it on its path
+            included (a chain: the cumulative sum; a tree: as ``Expansion.scores``, or ``scores=`` of
+            ``tree.best_first``). Above 0 counts as 0; -inf and NaN: no candidate. At most 2^22 rows, 2^31 - 1 elements.
+        costs: ``[C]`` float32, any stride, ``C`` from 1 to 2^22: time of a step of the whole batch with ``n`` drafts, in
+            any unit, roots not counted: ``costs[0]`` is plain decoding. No more than ``C - 1`` drafts are admitted. A
+            cost that is not above 0 and finite is never chosen; where none can be, no drafts are admitted.
+        active: ``[B]`` bool; other requests have no candidates, emit no token, and get 0.
+        sampled: for drafts that are drawn at random: the first ``n`` after which one more draft does not raise the tokens
+            per time, or has no usable cost. Then nothing that comes later in the order decides whether a draft stays;
+            if its score is a function of the laws up to its own, not of the token that was drawn, the law of the
+            text is unchanged. False: the best of all ``n``; for drafts that are a function of the text (n-grams, the
+            best ids), for which every choice is lossless.
+        backend: see :func:`specdec_kernels.use_backend`.
+        out: ``[B]`` int32, contiguous, written in place.
+
+    Returns:
+        ``counts [B]`` int32: drafts of each request. For a chain this is the length of the prefix to verify, for a tree
+        the number of nodes below its root: ``counts + 1`` is the ``budget`` of ``tree.from_beams`` and
+        ``tree.best_first``, and the ``lengths`` of ``tree.from_chains``.
+
+    Raises:
+        ValueError, TypeError: on a wrong shape, device, dtype or range.
+
+    Deterministic; the same on every backend: gains are added as integers, multiples of 2^-40. CUDA-graph safe; counts
+    and costs never reach the host. Complexity: a sort of the candidates, and one pass over the first ``C - 1``.
+    Source: goodput, TurboSpec, Liu et al. 2024, arXiv 2406.14066.
+    """
+    op = "draft.budget"
+
+    def check() -> None:
+        _validate.tensor(op, "scores", scores, ("B", "N"), _validate.FLOAT32)
+        batch, device = scores.shape[0], scores.device
+        if batch > MOST_REQUESTS:
+            raise ValueError(f"{op}: scores must have at most {MOST_REQUESTS} rows, got {batch}")
+        if scores.numel() > MOST_SCORES:
+            raise ValueError(f"{op}: scores must have at most {MOST_SCORES} elements, got shape {list(scores.shape)}")
+        _validate.tensor(op, "costs", costs, ("C",), _validate.FLOAT32, device)
+        if not 1 <= costs.shape[0] <= MOST_COSTS:
+            raise ValueError(f"{op}: costs must have between 1 and {MOST_COSTS} elements, got {costs.shape[0]}")
+        _validate.batch_options(op, active, None, batch, device)
+        _validate.flag(op, "sampled", sampled)
+        _validate.output(op, "out", out, (batch,), _validate.INT32, device)
+
+    def launch(kernel: Callable[..., None]) -> Tensor:
+        if type(sampled) is not bool:
+            check()
+        counts = scores.new_empty(scores.shape[0], dtype=torch.int32) if out is None else out
+        kernel(scores, costs, active, sampled, counts)
+        return counts
+
+    return _backend.run("draft_budget", backend, scores, check, launch)

@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "../common/budget_params.h"
 #include "../common/draft_params.h"
 #include "paged_arguments.h"
 #include "register.h"
@@ -137,11 +138,40 @@ void draft_block(const Tensor& tokens, const Tensor& num_tokens, const Tensor& c
   Backend::block(p, a, tokens);
 }
 
+template <class Backend>
+void draft_budget(const Tensor& scores, const Tensor& costs, const OptionalTensor& active, bool sampled,
+                  const Tensor& counts) {
+  const Arguments a("draft.budget", Backend::kDevice);
+  a.check_rank("scores", scores, 2);
+  a.check_type<float>("scores", scores);
+  BudgetParams p;
+  p.batch = scores.size(0);
+  p.columns = scores.size(1);
+  SPECDEC_CHECK(p.batch <= kMostBudgetRequests, a.op(), ": scores must have at most ", kMostBudgetRequests,
+                " rows, got ", p.batch);
+  SPECDEC_CHECK(p.columns == 0 || p.batch <= kMostBudgetScores / p.columns, a.op(), ": scores must have at most ",
+                kMostBudgetScores, " elements, got shape ", shape_text(scores));
+  p.scores = static_cast<const float*>(scores.data_ptr());
+  p.row_stride = scores.stride(0);
+  p.column_stride = scores.stride(1);
+  a.check_rank("costs", costs, 1);
+  a.check_type<float>("costs", costs);
+  p.steps = costs.size(0);
+  SPECDEC_CHECK(p.steps >= 1 && p.steps <= kMostBudgetCosts, a.op(), ": costs must have between 1 and ",
+                kMostBudgetCosts, " elements, got ", p.steps);
+  p.costs = {static_cast<const float*>(costs.data_ptr()), costs.stride(0)};
+  p.active = read_active(a, active, p.batch);
+  p.sampled = sampled;
+  p.counts = a.contiguous<int32_t>("out", counts, p.batch);
+  Backend::budget(p, a, scores);
+}
+
 template <class Backend, class Library>
 void register_draft(Library& library) {
   SPECDEC_IMPL(library, draft_ngram_lookup, draft_ngram_lookup<Backend>);
   SPECDEC_IMPL(library, draft_expand, draft_expand<Backend>);
   SPECDEC_IMPL(library, draft_block, draft_block<Backend>);
+  SPECDEC_IMPL(library, draft_budget, draft_budget<Backend>);
 }
 
 }  // namespace specdec

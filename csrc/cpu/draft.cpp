@@ -11,6 +11,7 @@ struct Backend {
   static void ngram_lookup(const NgramParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(ngram_lookup, p); }
   static void expand(const ExpandParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(expand, p); }
   static void block(const DraftBlockParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(draft_block, p); }
+  static void budget(const BudgetParams& p, const Arguments&, const Tensor&) { SPECDEC_DISPATCH(draft_budget, p); }
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "../binding/cuda_call.h"
 #include "../binding/draft_launchers.h"
+#include "draft/budget.cuh"
 #include "draft/expand.cuh"
 #include "draft/next_block.cuh"
 #include "draft/ngram_lookup.cuh"
@@ -21,6 +22,11 @@ struct Backend {
   static void block(const DraftBlockParams& p, const Arguments& a, const Tensor& anchor) {
     const Call call(a, anchor);
     call.check(launch_draft_block(p, call.stream()));
+  }
+  static void budget(const BudgetParams& p, const Arguments& a, const Tensor& anchor) {
+    const Call call(a, anchor);
+    const Tensor workspace = call.workspace(BudgetCall::bytes(p));
+    call.check(launch_draft_budget(p, workspace.data_ptr(), call.stream()));
   }
 };
 

@@ -9,6 +9,7 @@
 
 #if defined(SPECDEC_EMULATED)
 #include "../cuda/attention/tree_attention.cuh"
+#include "../cuda/draft/budget.cuh"
 #include "../cuda/draft/expand.cuh"
 #include "../cuda/draft/next_block.cuh"
 #include "../cuda/draft/ngram_lookup.cuh"
@@ -98,6 +99,10 @@ inline void run(const KvInjectParams& p, int way = 0) {
 inline void run(const DraftBlockParams& p, int way = 0) {
   emulate(way, [&] { return cuda::launch_draft_block(p, nullptr); });
 }
+inline void run(const BudgetParams& p, int way = 0) {
+  std::vector<char> workspace(static_cast<size_t>(cuda::BudgetCall::bytes(p)), -1);
+  emulate(way, [&] { return cuda::launch_draft_budget(p, workspace.data(), nullptr); });
+}
 inline void run(const FromChainsParams& p, int way = 0) {
   emulate(way, [&] { return cuda::launch_from_chains(p, nullptr); });
 }
@@ -152,6 +157,7 @@ SPECDEC_TEST_RUN(KvCommitParams, kv_commit)
 SPECDEC_TEST_RUN(KvGatherParams, kv_gather)
 SPECDEC_TEST_RUN(KvInjectParams, kv_inject)
 SPECDEC_TEST_RUN(DraftBlockParams, draft_block)
+SPECDEC_TEST_RUN(BudgetParams, draft_budget)
 SPECDEC_TEST_RUN(FromChainsParams, from_chains)
 SPECDEC_TEST_RUN(TreeAttentionParams, tree_attention)
 SPECDEC_TEST_RUN(MergeStatesParams, merge_states)

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from ..types import MALFORMED, PAGE_OUT_OF_RANGE, Block, Expansion
-from . import checks, law
+from . import checks, elementary, law
 from .mass import Margin
 from .paging import Table, check_pages
 
 #: Most children of a beam, and most beams of a request.
 MAX_EXPAND = 64
+
+#: Bits of a gain behind the point, and the score below which it is 0.
+GAIN_BITS, LEAST_GAIN = 40, -30.0
 
 
 def _continuation(text: Tensor, n: int, num: int) -> Tensor | None:
@@ -274,4 +277,77 @@ def block(
     for old, new in zip(out, made, strict=True):
         if new is not None:
             old.copy_(new)
+    return out  # type: ignore[no-any-return]
+
+
+def gains(scores: Tensor) -> Tensor:
+    """``exp(score)`` of scores up to 0, in units of ``2 ** -GAIN_BITS``, int64."""
+    exact = elementary.exp(scores.double().clamp(min=LEAST_GAIN)) * 2.0**GAIN_BITS
+    return torch.where(scores < LEAST_GAIN, 0, (exact + 0.5).long())
+
+
+def budget(
+    scores: Tensor,
+    costs: Tensor,
+    *,
+    active: Tensor | None = None,
+    sampled: bool = False,
+    out: Any = None,
+) -> Tensor:
+    """How many drafts of each request to verify in a step, by what they are expected to bring and what they cost.
+
+    Args:
+        scores: ``[B, N]`` float32, log-probability that a candidate is accepted, with all before it on its path; above
+            0 counts as 0, -inf and NaN: no candidate.
+        costs: ``[C]`` float32, time of a step of the batch with ``n`` drafts; one that is not above 0 and finite is
+            never chosen.
+        active: ``[B]`` bool; others have no candidates and emit no token.
+        sampled: stop at the first draft that does not raise the tokens per time; else the best number of all.
+        out: ``[B]`` int32 to write into.
+
+    Returns:
+        ``counts [B]`` int32, the candidates of each request among the first ``n`` of all, in the order (larger score,
+        then lower request, then lower column).
+
+    Raises:
+        TypeError, ValueError: on a wrong dtype, shape or range.
+
+    Deterministic: gains are integers. Reads values on the host: not for CUDA graphs.
+    Source: TurboSpec, Liu et al. 2024 (arXiv 2406.14066).
+    """
+    op = "draft.budget"
+    checks.tensor(op, "scores", scores, ("B", "N"), (torch.float32,))
+    batch, width = scores.shape
+    checks.tensor(op, "costs", costs, ("C",), (torch.float32,))
+    if costs.shape[0] < 1:
+        raise ValueError(f"{op}: costs must have at least one element, got shape [0]")
+    checks.optional(op, "active", active, batch, (torch.bool,))
+    times = costs.double().tolist()
+    at_work = torch.ones(batch, dtype=torch.bool) if active is None else active.cpu()
+    given = scores.cpu().clamp(max=0.0)
+    there = (given > -math.inf) & at_work.unsqueeze(1)
+    candidates = there.flatten().nonzero().flatten()
+    order = candidates[given.flatten()[candidates].sort(descending=True, stable=True).indices]
+    order = order[: len(times) - 1]
+
+    def value(n: int, tokens: int) -> float:
+        return tokens / times[n] if 0.0 < times[n] < math.inf else -1.0
+
+    tokens = int(at_work.sum()) << GAIN_BITS
+    best, largest = 0, value(0, tokens)
+    before = largest
+    for n, gain in enumerate(gains(given.flatten()[order]).tolist(), 1):
+        tokens += gain
+        now = value(n, tokens)
+        if sampled and not now > before:
+            break
+        if now > largest:
+            best, largest = n, now
+        before = now
+    counts = torch.zeros(batch, dtype=torch.int32)
+    for index in order[:best].tolist():
+        counts[index // width] += 1
+    if out is None:
+        return counts.to(scores.device)
+    out.copy_(counts)
     return out  # type: ignore[no-any-return]

@@ -136,14 +136,14 @@ def cases_of(rule: str, seed: int = 0, chains_only: bool = False) -> list[Case]:
             Case(*near, **siblings, name="2 children, V=5"),
             Case(*near, parents=_tree(3, 2), length=7, rule=rule, bins=bins5, name="tree 3x2, V=5"),
             Case(*many, parents=_tree(2, 1), length=7, rule=rule, bins=bins50k, name="tree 2x1, V=50,000"),
-            Case(*near, **siblings, **guarded, name="2 children, a grammar for both, drafts that stop, V=5"),
+            Case(*near, **siblings | guarded, name="2 children, a grammar for both, drafts that stop, V=5"),
         ]
         return found
     found += [
         Case(*near, **siblings, name="2 siblings without replacement, V=5"),
         Case(*near, **uneven, name="uneven tree without replacement, V=5"),
         Case(*many, parents=_tree(2, 1), length=7, rule=rule, bins=bins50k, **chosen, name="tree 2x1, V=50,000"),
-        Case(*near, **uneven, **guarded, name="uneven tree, a grammar for both, drafts that stop, V=5"),
+        Case(*near, **uneven | guarded, name="uneven tree, a grammar for both, drafts that stop, V=5"),
     ]
     if rule == "match":
         found += [

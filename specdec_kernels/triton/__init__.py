@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from .attention import attention_merge_states, attention_tree_attention
 from .best_first import tree_best_first
+from .budget import draft_budget
 from .draft import draft_block, draft_expand, draft_ngram_lookup
 from .expect import verify_expect
 from .inject import kv_inject
@@ -47,6 +48,7 @@ KERNELS: dict[str, Callable[..., None]] = {
     "draft_ngram_lookup": draft_ngram_lookup,
     "draft_expand": draft_expand,
     "draft_block": draft_block,
+    "draft_budget": draft_budget,
     "kv_write": kv_write,
     "kv_commit": kv_commit,
     "kv_gather": kv_gather,

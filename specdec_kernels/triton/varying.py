@@ -14,7 +14,7 @@ _COUNTS = (
 )
 
 _STRIDES = (
-    "active allowed allowed_rows budgets column column_of context_lens cu_nodes cu_queries depths draft_allowed "
+    "active allowed allowed_rows budgets column column_of context_lens costs cu_nodes cu_queries depths draft_allowed "
     "draft_allowed_rows draft_min_p draft_rows draft_temperature draft_to_target draft_top_k draft_top_p drafts ends "
     "given given_parents given_tokens id_of key_head key_layer key_scale lengths log_probs_depth log_probs_rank "
     "log_probs_row lses_head lses_part lses_row max_entropy max_tokens min_confidence min_p node_slots nodes "

@@ -168,6 +168,9 @@ def test_trees_and_lookups_take_one_launch():
             assert traffic()[1] == count
     sk.draft.ngram_lookup(torch.arange(12).view(2, 6), torch.tensor([6, 6]), backend="emulated")
     assert traffic()[1] == 1
+    for width, count in ((64, 1), (65, 4)):  # as many candidates as one block sorts, and more
+        sk.draft.budget(torch.zeros(64, width), torch.ones(9), backend="emulated")
+        assert traffic()[1] == count
 
 
 @pytest.mark.parametrize(("dtype", "nodes"), [(torch.bfloat16, 2), (torch.bfloat16, 16), (torch.float8_e4m3fn, 3)])

@@ -359,6 +359,17 @@ def _block(batch: int, full: bool) -> dict[str, Any]:
     return arguments
 
 
+def _budget(batch: int, full: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"scores": -torch.rand(batch, 3).cumsum(1), "costs": 1 + 0.1 * torch.arange(6.0)}
+    if full:
+        arguments |= {
+            "active": torch.ones(batch, dtype=torch.bool),
+            "sampled": True,
+            "out": torch.zeros(batch, dtype=torch.int32),
+        }
+    return arguments
+
+
 def _pack(batch: int, full: bool) -> dict[str, Any]:
     weight = torch.randn(35 + batch, 7)
     return {"weight": weight, "dtype": torch.int8, "bias": torch.randn(35 + batch)} if full else {"weight": weight}
@@ -386,6 +397,7 @@ MAKERS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "draft_ngram_lookup": _ngram_lookup,
     "draft_expand": _expand,
     "draft_block": _block,
+    "draft_budget": _budget,
     "attention_tree_attention": _tree_attention,
     "attention_merge_states": _merge_states,
     "kv_write": _kv_write,

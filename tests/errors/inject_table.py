@@ -1,4 +1,4 @@
-"""What the table of errors says of ``kv.inject`` and ``draft.block`` beyond the tensors of their arguments."""
+"""What the table of errors says of ``kv.inject``, ``draft.block`` and ``draft.budget`` beyond the tensors of their arguments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from dispatch.samples import sample
 
-INJECT, BLOCK = "kv_inject", "draft_block"
+INJECT, BLOCK, BUDGET = "kv_inject", "draft_block", "draft_budget"
 SIDES = ("key_caches", "value_caches")
 
 
@@ -16,6 +16,7 @@ def special(add: Callable[..., None]) -> None:
     _inject(add)
     _caches(add)
     _block(add)
+    _budget(add)
 
 
 def _inject(add: Callable[..., None]) -> None:
@@ -107,3 +108,16 @@ def _block(add: Callable[..., None]) -> None:
     add(BLOCK, ValueError, "out.slots must be given with block_table, got None", out__slots=None)
     text = "out.slots must be None without block_table, got a tensor"
     add(BLOCK, ValueError, text, "block_table", "table_rows", "page_size")
+
+
+def _budget(add: Callable[..., None]) -> None:
+    one = torch.zeros(1)
+    text = "scores must have at most 4194304 rows, got 4194305"
+    add(BUDGET, ValueError, text, scores=one.expand(2**22 + 1, 1))
+    text = "scores must have at most 2147483647 elements, got shape [2, 1073741824]"
+    add(BUDGET, ValueError, text, scores=one.expand(2, 2**30))
+    for size in (0, 2**22 + 1):
+        text = f"costs must have between 1 and 4194304 elements, got {size}"
+        add(BUDGET, ValueError, text, costs=one.expand(size) if size else one[:0])
+    for wrong in (1, None, "yes"):
+        add(BUDGET, TypeError, f"sampled must be a bool, got {type(wrong).__name__}", sampled=wrong)

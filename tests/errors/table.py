@@ -115,6 +115,12 @@ ARGUMENTS: dict[str, dict[str, tuple[str, str]]] = {
         "out.slots": ("[2, 4]", "int64"),
         "out.context_lens": ("[2]", "int64"),
     },
+    "draft_budget": {
+        "scores": ("[B, N]", "float32"),
+        "costs": ("[C]", "float32"),
+        "active": ("[2]", "bool"),
+        "out": ("[2]", "int32"),
+    },
     "attention_tree_attention": TREE
     | {
         "query": ("[5, Hq, D]", FLOAT),

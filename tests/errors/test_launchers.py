@@ -34,6 +34,7 @@ NAMES = {
     "draft_expand": {"tokens": "out.tokens", "child_scores": "out.scores", "beams": "out.beams"},
     "draft_block": {name: f"out.{name}" for name in ("roots", "ids", "positions", "slots")}
     | {"new_context_lens": "out.context_lens"},
+    "draft_budget": {"counts": "out"},
     "kv_inject": {},
     "kv_write": _FIELDS | {"slots": "tree.slots"},
     "kv_commit": {},
@@ -368,7 +369,7 @@ def of_kv():
 
 
 def of_blocks():
-    """The lists of ``kv_inject``, and what is special of it and of ``draft_block``."""
+    """The lists of ``kv_inject``, and what is special of it, of ``draft_block`` and of ``draft_budget``."""
     found = []
 
     def add(op, text, **changes):
@@ -424,6 +425,13 @@ def of_blocks():
     add(op, text, new_context_lens=torch.Tensor.int)
     for name, path in (("roots", "roots"), ("new_context_lens", "context_lens")):
         add(op, f"out.{path} must be contiguous, got stride 2", **{name: spread})
+    op, one = "draft_budget", torch.zeros(1)
+    add(op, "scores must have at most 4194304 rows, got 4194305", scores=one.expand(2**22 + 1, 1))
+    text = "scores must have at most 2147483647 elements, got shape [2, 1073741824]"
+    add(op, text, scores=one.expand(2, 2**30))
+    for wrong in (one[:0], one.expand(2**22 + 1)):
+        add(op, f"costs must have between 1 and 4194304 elements, got {len(wrong)}", costs=wrong)
+    add(op, "out must be contiguous, got stride 2", counts=spread)
     return found
 
 

@@ -41,6 +41,7 @@ class Build(NamedTuple):
     warps: int = 4
     stages: int = 3
     even: tuple[str, ...] = ()  # integers that are multiples of 16; all pointers are, too
+    fused: bool = True
 
 
 def _attention(

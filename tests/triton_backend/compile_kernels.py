@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from specdec_kernels.triton import (
     arrivals,
     best_first,
+    budget,
     draft,
     expect,
     inject,
@@ -47,7 +48,7 @@ _POINTERS = {
     "fp32": "eps",
     "fp64": "first second",
     "*fp32": "temperature top_p min_p draft_temperature draft_top_p draft_min_p tops sums draft_tops draft_sums "
-    "plain_tops plain_sums min_confidence max_entropy "
+    "plain_tops plain_sums min_confidence max_entropy costs "
     "logprobs lse divergence given scores log_probs child_scores key_scale value_scale angles token_mean "
     "traversal_mean plus_one_mean bound",
     "*fp64": "masses draft_masses heads kept certainty",
@@ -108,6 +109,10 @@ CASES: list[tuple[str, Any, list[str], dict[str, Any]]] = [
      {"PAGE": 1, "DIM": 80, "WIDTH": 128, "LEVELS": 7, "HEADS": 16, "INTERLEAVED": True, "IS_BFLOAT16": True,
       "NORM_IS_BFLOAT16": True, "ANGLES_ARE_BFLOAT16": False, "KEY_FORM": 2, "VALUE_FORM": 4}),
     ("next block", draft.block_kernel, [], {"PAGE": 16, "TILE": 16}),
+    ("budget, places", budget.place_kernel, [], {"TILE": 128, "CHUNK": 64}),
+    ("budget, best", budget.choose_kernel, [], {"SAMPLED": False, "TILE": 1024}),
+    ("budget, first", budget.choose_kernel, ["active"], {"SAMPLED": True, "TILE": 1024}),
+    ("budget, counts", budget.count_kernel, [], {"TILE": 64}),
     ("ngram_lookup", draft.ngram_lookup_kernel, [], {"TILE": 1024, "NUM": 8}),
     ("scan of rows", law.scan_kernel, [*_MASKED, *_MAPS, "rows", "cu_nodes", "parents", "ends"],
      {"OF_CHILDREN": False, "TEMPERATURE": 0.0, "TILE": 4096, "SEARCH": 64}),
@@ -136,6 +141,9 @@ CASES: list[tuple[str, Any, list[str], dict[str, Any]]] = [
     ("synthetic", verify.verify_kernel, [*_DRAFTS, *_MASKED, "kept"], {**_RULE, "RULE": 8, **_WIDE}),
 ]  # fmt: skip
 
+#: What must not fuse products and sums: results are the same bits everywhere.
+EXACT = ("budget, best", "budget, first")
+
 #: What is compiled for one architecture only, because it takes long or differs in its reads alone.
 ONCE = (
     "rejection, wide",
@@ -162,7 +170,7 @@ def _builds() -> list[Build]:
         missing = [*absent, "scratch"] if constants.get("NB") == 1 else absent
         warps = 8 if constants.get("TILE", 0) >= 2048 or constants.get("POOL", 0) >= 1024 else 4
         builds += [
-            Build(name, architecture, kernel, missing, constants, _TYPES, warps)
+            Build(name, architecture, kernel, missing, constants, _TYPES, warps, fused=name not in EXACT)
             for architecture in ARCHITECTURES
             if architecture == 90 or name not in ONCE
         ]
@@ -185,7 +193,7 @@ def _compile(number: int) -> dict[str, Any]:
     made = triton.compile(
         source,
         target=GPUTarget("cuda", build.architecture, 32),
-        options={"num_warps": build.warps, "num_stages": build.stages},
+        options={"num_warps": build.warps, "num_stages": build.stages, "enable_fp_fusion": build.fused},
     )
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -198,6 +206,7 @@ def _compile(number: int) -> dict[str, Any]:
         "architecture": build.architecture,
         "shared": made.metadata.shared,
         "ptx": len(made.asm["ptx"]),
+        "fused": made.asm["ptx"].count("fma.rn.f64"),
         "copies": made.asm["ptx"].count("cp.async.cg"),
         **found,
     }

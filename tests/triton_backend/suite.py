@@ -8,6 +8,7 @@ import pytest
 import torch
 from agreement import (
     bad_data,
+    budget_cases,
     calls,
     compare,
     expect_cases,
@@ -326,6 +327,19 @@ def test_block(spoil):
         made, expected = sk.draft.block(**ours, backend=BACKEND), oracle.draft.block(**theirs)
         for a, b in zip((*made, ours["status"]), (*expected, theirs["status"]), strict=True):
             assert a is b is None or torch.equal(a.cpu(), b), f"seed {seed}"
+
+
+def test_budget(monkeypatch):
+    """Some calls have several tiles of candidates, and of drafts."""
+    monkeypatch.setattr("specdec_kernels.triton.budget.DRAFTS", 64)
+    admitted = set()
+    for seed in range(28):
+        sizes = {"batch": 4 * (seed % 2), "width": 5} if seed < 24 else {"batch": 5, "width": 40, "count": 201}
+        call = budget_cases.call(seed, **sizes)
+        made, expected = compare.run(BACKEND, "draft_budget", call), oracle.draft.budget(**call)
+        assert torch.equal(made, expected), f"seed {seed}"
+        admitted.add(int(made.sum()))
+    assert len(admitted) > 6 and max(admitted) > 64
 
 
 @pytest.mark.parametrize("check", bad_data.CHECKS, ids=lambda check: check.__name__)

@@ -35,7 +35,7 @@ def compiled(tmp_path_factory):
 
 def test_every_kernel_compiles_for_every_architecture(compiled):
     assert {made["architecture"] for made in compiled} == {80, 90, 100}
-    assert len({made["name"] for made in compiled}) == 49
+    assert len({made["name"] for made in compiled}) == 53
     assert all(made["ptx"] > 0 for made in compiled)
 
 
@@ -44,6 +44,12 @@ def test_loads_of_attention_overlap_products(compiled):
     found = {made["name"]: made["copies"] for made in compiled if made["name"].startswith("attention")}
     assert len(found) == 6
     assert [name for name, copies in found.items() if copies == 0 and name != "attention of float32"] == []
+
+
+def test_exact_arithmetic_is_not_fused(compiled):
+    found = {made["name"]: made["fused"] for made in compiled}
+    assert found["budget, best"] == found["budget, first"] == 0
+    assert any(found.values())
 
 
 def test_shared_memory_fits(compiled):
