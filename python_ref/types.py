@@ -195,7 +195,8 @@ class Expectation(NamedTuple):
         token: mean of ``num_tokens`` under the rule ``token``.
         traversal: under ``traversal`` and ``block``.
         greedy_plus_one: under ``greedy_plus_one``.
-        bound: the probability that a draft of the root is accepted, which no rule exceeds on average over the drafts.
+        bound: the probability that a draft of the root is accepted, which no rule exceeds on average over the drafts,
+            where all of these were drawn (``top=0``), or all were chosen.
     """
 
     token: Tensor

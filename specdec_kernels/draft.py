@@ -338,9 +338,10 @@ def budget(
         active: ``[B]`` bool; other requests have no candidates, emit no token, and get 0.
         sampled: for drafts that are drawn at random: the first ``n`` after which one more draft does not raise the tokens
             per time, or has no usable cost. Then nothing that comes later in the order decides whether a draft stays;
-            if its score is a function of the laws up to its own, not of the token that was drawn, the law of the
-            text is unchanged. False: the best of all ``n``; for drafts that are a function of the text (n-grams, the
-            best ids), for which every choice is lossless.
+            if its score is a function of the laws up to its own, not of the token that was drawn, and the requests
+            have seeds of their own (``Sampling.of`` with a list), the law of each text is unchanged. False: the best of
+            all ``n``; for drafts that are a function of the text (n-grams, the best ids), for which every choice is
+            lossless.
         backend: see :func:`specdec_kernels.use_backend`.
         out: ``[B]`` int32, contiguous, written in place.
 

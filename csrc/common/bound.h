@@ -30,8 +30,9 @@ SPECDEC_SHARED int bound_set(double p, double q) {
 
 // The bound of `number` drafts, from what p_of(set) and q_of(set) give: the sums over the ids of which each set is the
 // first, and over those in none. The drafts were drawn from q, each but the first without ids of at most tops[0],
-// tops[1], .. tops[known - 1] together; with replacement `known` is 0. What q leaves beside the tops may be tiny, so
-// all is relative to the sums over all ids, whatever rounding these have met.
+// tops[1], .. tops[known - 1] together, and beyond these of as much again as the last of them was; with replacement
+// `known` is 0. What q leaves beside the tops may be tiny, so all is relative to the sums over all ids, whatever
+// rounding these have met.
 template <class Sums>
 SPECDEC_SHARED double bound_of_sets(const Sums& p_of, const Sums& q_of, int64_t number, const double* tops, int known) {
   double p_all = 0.0, q_all = 0.0, p = 0.0, q = 0.0, least = 1.0;
@@ -39,12 +40,14 @@ SPECDEC_SHARED double bound_of_sets(const Sums& p_of, const Sums& q_of, int64_t 
     p_all += p_of(set);
     q_all += q_of(set);
   }
+  const double last = known > 1 ? tops[known - 1] - tops[known - 2] : known > 0 ? tops[0] : 0.0;
   for (int set = 0; set < kBoundSets; ++set) {
     p += p_of(set) / p_all;
     q += q_of(set) / q_all;
     double together = 1.0;
     for (int64_t k = 0; k < number && together > 0.0; ++k) {
-      const double gone = k == 0 || known == 0 ? 0.0 : tops[(k < known ? k : known) - 1] / q_all;
+      const double sum = k == 0 || known == 0 ? 0.0 : k <= known ? tops[k - 1] : tops[known - 1] + (k - known) * last;
+      const double gone = sum / q_all;
       together *= gone < 1.0 && q > gone ? (q - gone) / (1.0 - gone) : 0.0;
     }
     least = 1.0 + p - together < least ? 1.0 + p - together : least;

@@ -109,8 +109,9 @@ def expect(
 def _of_request(walk: Walk, drafts: Drafts | None, replacement: bool, limit: int) -> tuple[float, ...]:
     nodes = walk.nodes
     if walk.settings.greedy:
-        length = float(_argmax_length(walk, limit))
-        return length, length, length, float(length > 1)
+        reached = _argmax_length(walk, max(limit, 2))  # the bound knows no limit
+        length = float(min(reached, limit))
+        return length, length, length, float(reached > 1)
     count = nodes.count
     down, plus_one = [1.0] + [0.0] * (count - 1), [1.0] + [0.0] * (count - 1)
     budgets, lasting = [whole()] + [whole()] * (count - 1), [0.0] * count
@@ -187,8 +188,9 @@ def bound(p: Mass, q: Mass | None, tokens: list[int], replacement: bool) -> floa
     (the value of an optimal transport; Khisti et al. 2024, arXiv 2410.18234; Hu et al. 2025, arXiv 2502.18779, section 3).
     Here ``H`` runs over the sets ``p <= 2^(j/4) q``, which contain the minimum for one draft, and nearly for independent ones,
     where ``Q(H) = q(H)^K``. Without replacement ``Q(H)`` is bounded from below by
-    ``prod_k (q(H) - s_k) / (1 - s_k)`` with ``s_k`` the ``k`` largest probabilities of ``q``, so that the result is a bound
-    still. Chosen drafts: the mass of ``p`` on them, which is reached.
+    ``prod_k (q(H) - s_k) / (1 - s_k)`` with ``s_k`` the ``k`` largest probabilities of ``q`` together (each behind the 16th
+    counts as much as that one), so that the result is a bound still. Chosen drafts: the mass of ``p`` on them, which is
+    reached.
     """
     if not tokens:
         return 0.0
@@ -197,8 +199,10 @@ def bound(p: Mass, q: Mass | None, tokens: list[int], replacement: bool) -> floa
     number = len(tokens)
     largest = [0.0] * number
     if not replacement:
-        tops = q.w.sort(descending=True).values[: min(number - 1, _MOST)].cumsum(0).tolist()
-        largest[1:] = (tops + [tops[-1] if tops else 0.0] * number)[: number - 1]
+        ranked = q.w.sort(descending=True).values[: number - 1]
+        ranked = torch.cat((ranked[:_MOST], ranked[_MOST - 1 : _MOST].expand(len(ranked[_MOST:]))))
+        tops = ranked.cumsum(0).tolist()
+        largest[1:] = (tops + [1.0] * number)[: number - 1]  # 1: of fewer ids there is nothing left
     value = 1.0
     for j in STEPS:
         inside = p.w <= 2.0 ** (j / 4) * q.w

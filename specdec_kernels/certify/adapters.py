@@ -8,6 +8,7 @@ adapter of one's own: a function of a :class:`~specdec_kernels.certify.decoding.
 from __future__ import annotations
 
 import importlib
+import inspect
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -59,7 +60,10 @@ def flashinfer(step: Step) -> tuple[Tensor, Tensor]:
 
 
 def vllm(step: Step) -> tuple[Tensor, Tensor]:
-    """``vllm.v1.sample.rejection_sampler.rejection_sample``: chains; the bonus token is drawn by the caller."""
+    """``vllm.v1.sample.rejection_sampler.rejection_sample``: chains; the bonus token is drawn by the caller.
+
+    Older versions take the target's probabilities, newer ones its logits, of which they take the softmax.
+    """
     drafts, draft, target = _chain(step)
     batch, count = drafts.shape
     bonus = torch.multinomial(target[:, -1], 1)
@@ -73,8 +77,11 @@ def vllm(step: Step) -> tuple[Tensor, Tensor]:
         top_p=None,
     )
     flat = (drafts.flatten().int(), [count] * batch, count, every)
-    laws = (draft.flatten(0, 1), target[:, :-1].flatten(0, 1).contiguous())
-    made = _module("vllm.v1.sample.rejection_sampler").rejection_sample(*flat, *laws, bonus.int(), settings)
+    function = _module("vllm.v1.sample.rejection_sampler").rejection_sample
+    judged = target[:, :-1].flatten(0, 1).contiguous()
+    if "target_logits" in inspect.signature(function).parameters:
+        judged = judged.log()
+    made = function(*flat, draft.flatten(0, 1), judged, bonus.int(), settings)
     return made.long(), (made >= 0).sum(1)
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from .decoding import Decoding, Verifier, fused, texts
 from .exact import LARGEST_ERROR, error_of
 from .models import Case, processed, random_bins, random_grammar, random_models
-from .statistics import detectable, g_test, quantile
+from .statistics import FEWEST, detectable, g_test, quantile
 
-#: The probability that any test of a run fails although nothing is wrong (Bonferroni).
+#: The probability that any test of a run fails although nothing is wrong (Bonferroni), up to the chi-square approximation.
 FALSE_ALARM = 1e-6
 
 #: Rules that can be certified; the first four are those of ``verify.rejection``.
@@ -37,7 +37,8 @@ class Certificate(NamedTuple):
         degrees: its degrees of freedom.
         threshold: what the statistic must not exceed.
         p_value: how probable such a statistic is if nothing is wrong.
-        finds: the total-variation distance from the target's law that this test finds with probability 0.99.
+        finds: the total-variation distance from the target's law, of the outcomes that are counted, that this test finds
+            with probability 0.99. Where tokens are gathered into bins the laws of tokens may be further apart.
         passed: whether the law is the target's, as far as the test can tell.
     """
 
@@ -90,9 +91,9 @@ def cases_of(rule: str, seed: int = 0, chains_only: bool = False) -> list[Case]:
     near, far = random_models(5, 5, 101 + seed), random_models(5, 5, 102 + seed, apart=3.0)
     some, many = random_models(7, 300, 103 + seed, apart=0.7), random_models(4, 50_000, 104 + seed, apart=0.7)
     bins5, bins300, bins50k = (
-        random_bins(5, 2, 7 + seed),
-        random_bins(300, 3, 8 + seed),
-        random_bins(50_000, 2, 9 + seed),
+        random_bins(near[0], 2, 7 + seed),
+        random_bins(some[0], 3, 8 + seed),
+        random_bins(many[0], 2, 9 + seed),
     )
     filters: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
     chosen: dict[str, Any] = {"draft_settings": {"temperature": 0.0}} if rule == "threshold" else {}
@@ -175,6 +176,7 @@ def exact_cases_of(rule: str, seed: int = 0) -> list[Case]:
         cases = [Case(*three, parents=(-1,), length=3, settings={"top_k": 2}, name="V=3, filtered")]
     else:
         cases += [
+            Case(*two, parents=CHAIN_1, length=5, name="chain of 1, three steps, V=2"),
             Case(*two, parents=_tree(1, 1), length=4, name="chain of 2, V=2"),
             Case(
                 *three, parents=_tree(2), length=2, settings={"top_p": 0.8}, name="2 siblings, the target filtered, V=3"
@@ -223,7 +225,7 @@ def certify(
     Every text starts from the same token and takes at least three steps; drafts are drawn by ``sample.draft``. The
     counts of all texts are held against the exact law of plain sampling by a G-test. The oracle (backend ``reference``)
     is not tried but enumerated: every draft and every coin of a few tiny cases; the statistic is the largest error of a
-    probability.
+    probability, and noise that is met twice fails as well.
 
     Args:
         verifier: the function under test, ``verifier(step) -> (tokens [B, width], num_tokens [B])``; None: our own op.
@@ -240,7 +242,8 @@ def certify(
         A :class:`Certificate` per case.
 
     Raises:
-        ValueError: on an unknown rule, or if the function emits nothing, or what is no token.
+        ValueError: on an unknown rule, if ``trials`` are too few to tell anything, or if the function emits nothing, or
+            what is no token.
 
     Deterministic for our own ops. Source: the G-test is Wilks's likelihood ratio; Bonferroni over all tests.
     """
@@ -258,6 +261,8 @@ def certify(
         count = trials_of(case, trials)
         made = texts(Decoding(case, under_test, drafts, device), count, seed)
         result = g_test(made.found, case.expected())
+        if result.degrees < 1 and result.p_value > 0:  # nothing could have failed
+            raise ValueError(f"certify: trials must give two outcomes {FEWEST} texts each, got {count} for {case.name}")
         limit = quantile(false_alarm, result.degrees)
         yield Certificate(
             op=op or _op_of(case.rule),
@@ -279,7 +284,7 @@ def certify(
 
 def _enumerated(case: Case, seed: int) -> Certificate:
     error, found = error_of(case, seed)
-    passed = error < LARGEST_ERROR
+    passed = error < LARGEST_ERROR and (case.coupled or found.reused == 0)
     fewest = -(-case.length // (max(case.depths) + 1))
     return Certificate(
         op=_op_of(case.rule),

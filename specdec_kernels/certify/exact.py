@@ -179,7 +179,7 @@ def error_of(case: Case, seed: int = 11) -> tuple[float, Enumerated]:
         return tuple(tokens[0, : int(num[0])].tolist())
 
     found = law_of_text(step, (0,), case.length)
-    step_law = processed(case.target, case.settings)
+    step_law = processed(case.target, case.settings, case.allowed)
     error = 0.0
     expected: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(case.length):

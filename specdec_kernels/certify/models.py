@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Ids that stand out in large vocabularies.
+_LIKELY = 24
+
 
 def processed(logits: Tensor, settings: dict[str, Any], allowed: Tensor | None = None) -> Tensor:
     """The processed law of rows of logits, written down plainly: sort, cut, normalise.
@@ -159,14 +162,14 @@ def random_models(states: int, vocab: int, seed: int, apart: float = 1.0) -> tup
     generator = _generator(seed)
     target = torch.randn(states, vocab, generator=generator)
     if vocab > 64:  # some likely ids among many unlikely ones, in all blocks of the vocabulary
-        likely = torch.randperm(vocab, generator=generator)[:24]
+        likely = torch.randperm(vocab, generator=generator)[:_LIKELY]
         target[:, likely] += 0.6 * torch.tensor(float(vocab)).log()
     return target, target + apart * torch.randn(states, vocab, generator=generator)
 
 
 def random_grammar(states: int, vocab: int, seed: int) -> Tensor:
     """Which ids may follow each state: ``[states, vocab]`` bool, about three in five, at least one."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     allowed = torch.rand(states, vocab, generator=generator) < 0.6
     allowed[torch.arange(states), torch.randint(vocab, (states,), generator=generator)] = True
     return allowed
@@ -179,9 +182,15 @@ def packed(allowed: Tensor) -> Tensor:
     return torch.where(words < 2**31, words, words - 2**32).to(torch.int32)
 
 
-def random_bins(vocab: int, outcomes: int, seed: int) -> Tensor:
-    """Ids shared out over outcomes at random: ``[vocab]``."""
-    return torch.randint(outcomes, (vocab,), generator=_generator(seed))
+def random_bins(target: Tensor, outcomes: int, seed: int) -> Tensor:
+    """Ids shared out over outcomes: ``[V]``, the likely ones among ``target [S, V]`` at random, all others to outcome 0.
+
+    So a law that is too flat or too sharp is seen, and one that is wrong among the likely ids as well.
+    """
+    vocab = target.shape[1]
+    bins = torch.randint(outcomes, (vocab,), generator=_generator(seed))
+    likely = target.softmax(1).mean(0).topk(min(vocab, _LIKELY)).indices
+    return torch.zeros_like(bins).scatter(0, likely, bins[likely])
 
 
 def as_int64(seed: int) -> int:

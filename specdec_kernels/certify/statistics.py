@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Cells that are expected less often than this are pooled: their counts are not near normal.
+#: Cells that are expected less often than this are gathered with others: their counts are not near normal.
 FEWEST = 10
 
 
@@ -55,14 +55,22 @@ def g_test(found: Tensor, expected: Tensor) -> Test:
         expected: ``[cells]`` float64, its probability.
 
     Returns:
-        The test. Cells that hardly ever come up are pooled; what cannot come up must not.
+        The test. Cells that hardly ever come up are gathered with those that stand near them, until they are expected
+        often enough; what cannot come up must not.
     """
     if bool((found[expected == 0] > 0).any()):
         return Test(math.inf, 0, 0.0)
     wanted = expected * int(found.sum())
     rare = wanted < FEWEST
-    pooled = torch.cat((found[~rare].double(), found[rare].sum().double().view(1)))
-    wanted = torch.cat((wanted[~rare], wanted[rare].sum().view(1)))
+    # Among rare cells a group ends once it is expected often enough; what is left of the last goes to the one before.
+    ends = wanted[rare].cumsum(0)
+    group = ((ends - wanted[rare]) / (2 * FEWEST)).long()
+    last = int(group.max()) if group.numel() else 0
+    if last > 0 and float(wanted[rare][group == last].sum()) < FEWEST:
+        group = group.clamp(max=last - 1)
+    gathered = torch.zeros(2, last + 1, dtype=torch.float64)
+    gathered.index_add_(1, group, torch.stack((found[rare].double(), wanted[rare])))
+    pooled, wanted = (torch.cat(pair) for pair in zip((found[~rare].double(), wanted[~rare]), gathered, strict=True))
     pooled, wanted = pooled[wanted > 0], wanted[wanted > 0]
     if pooled.numel() < 2:
         return Test(0.0, 0, 1.0)  # all is in one cell: what rounding leaves of it speaks against nobody
@@ -76,7 +84,8 @@ def detectable(trials: int, degrees: int, threshold: float, power: float = 0.99)
     """The total-variation distance that the test finds with probability ``power``, whatever its direction.
 
     A law off by ``d`` in total variation has a noncentrality of at least ``trials (2 d)^2`` (Cauchy's inequality), and
-    the statistic is then nearly noncentral chi-square: a mixture of chi-squares by a Poisson variable.
+    the statistic is then nearly noncentral chi-square: a mixture of chi-squares by a Poisson variable. The distance is
+    that of what is counted: of outcomes, where rare ones are pooled.
     """
     if degrees < 1:
         return 1.0

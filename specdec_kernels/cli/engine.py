@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -242,9 +243,16 @@ def find_drafter(spec: str) -> tuple[str, Path | None]:
     return kind, find_model(f"--drafter {kind}", model or usual, wanted)
 
 
-def make_drafter(spec: str, target: Loaded, dtype: str, replacement: bool = False) -> Any:
+def make_drafter(
+    spec: str,
+    target: Loaded,
+    dtype: str,
+    replacement: bool = False,
+    min_confidence: float = 0.0,
+    max_entropy: float = math.inf,
+) -> Any:
     """The drafter of a name as in :func:`find_drafter`; None for plain decoding. ``replacement`` is that of the siblings of
-    ``independent-tree``.
+    ``independent-tree``; ``min_confidence`` and ``max_entropy`` say where ``independent`` stops.
 
     Raises:
         UserError: if there is no such drafter, its model cannot be loaded, or it has another vocabulary.
@@ -264,7 +272,7 @@ def make_drafter(spec: str, target: Loaded, dtype: str, replacement: bool = Fals
         raise UserError(f"--drafter must have logits for {theirs} tokens as {target.name}, got {ours} of {draft.name}")
     if kind == "independent-tree":
         return IndependentTreeDrafter(draft.model, _LIBRARY, replacement=replacement)
-    return IndependentDrafter(draft.model, _LIBRARY)
+    return IndependentDrafter(draft.model, _LIBRARY, min_confidence=min_confidence, max_entropy=max_entropy)
 
 
 def _make_eagle3(kind: str, directory: Path, target: Loaded, dtype: str) -> Eagle3Drafter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -80,6 +81,16 @@ def generate(
             "judges a draft at a time, block and traversal whole paths, greedy_plus_one chosen children and a drawn one.",
         ),
     ] = "match",
+    min_confidence: Annotated[
+        float,
+        typer.Option(
+            metavar="P", help="--drafter independent stops where its best token is less probable; 0: nowhere."
+        ),
+    ] = 0.0,
+    max_entropy: Annotated[
+        float | None,
+        typer.Option(metavar="H", help="The same where the entropy of its law is larger, in nats; default: nowhere."),
+    ] = None,
     replacement: Annotated[
         bool, typer.Option("--replacement", help="Siblings of --drafter independent-tree may repeat each other.")
     ] = False,
@@ -107,6 +118,12 @@ def generate(
         raise UserError("--num-draft auto must have a drafter, got --drafter none")
     with user_errors():
         settings = Request([0], max_new_tokens, temperature, top_k, top_p, min_p, seed)
+    if (min_confidence or max_entropy is not None) and kind != "independent":
+        raise UserError(f"--min-confidence and --max-entropy must be for --drafter independent, got {kind}")
+    if not 0 <= min_confidence <= 1:
+        raise UserError(f"--min-confidence must be from 0 to 1, got {min_confidence}")
+    if max_entropy is not None and not max_entropy >= 0:
+        raise UserError(f"--max-entropy must be at least 0, got {max_entropy}")
     prompts = _read_prompts(prompt, prompt_file, batch_file)
     asked = [_settings(settings, rule, item) for item in prompts]
     used = used_ops(kind, rule, where.type, trace is not None)
@@ -117,7 +134,10 @@ def generate(
             decoder = Decoder(
                 target.model,
                 ops=ops,
-                drafter=engine.make_drafter(drafter, target, dtype, replacement),
+                drafter=engine.make_drafter(
+                    *(drafter, target, dtype, replacement, min_confidence),
+                    math.inf if max_entropy is None else max_entropy,
+                ),
                 rule=rule,
                 num_draft=drafts or 0,
                 max_batch=min(max_batch, len(requests)),

@@ -35,12 +35,12 @@ _TOPS = tl.constexpr(16)  # and takes so many of the largest probabilities of q 
 
 
 @triton.jit
-def _argmax_length(target, request, blocks, FILTERED: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr):
-    """How many tokens a request at temperature 0 emits."""
+def _argmax_length(target, request, limit, blocks, FILTERED: tl.constexpr, TILE: tl.constexpr, NB: tl.constexpr):
+    """How many tokens a request at temperature 0 emits, up to ``limit``."""
     tree = request.tree
-    length = request.limit * 0
+    length = limit * 0
     node = tl.full([], 0, tl.int32)
-    while (node >= 0) & (length < request.limit):
+    while (node >= 0) & (length < limit):
         row = Row(memory_at(target, request, node), target.allowed, None, 0, None, 0)
         temperature = request.settings.temperature
         largest, _, _, _, tops, _ = law_at(target, request, node, temperature, blocks, FILTERED, NB)
@@ -98,10 +98,11 @@ def _bound_of_sets(p, q, number, blocks, REPLACEMENT: tl.constexpr, TILE: tl.con
     if not REPLACEMENT:
         sums = _tops(q, known, blocks, TILE, NB)
     together = tl.full([_SETS], 1.0, tl.float64)
+    last = at(sums, known - 1, _TOPS) - at(sums, known - 2, _TOPS)
     k = tl.full([], 0, tl.int32)
     while k < number:
         # With the index -1 there is none.
-        gone = at(sums, tl.minimum(k, known) - 1, _TOPS)
+        gone = at(sums, tl.minimum(k, known) - 1, _TOPS) + tl.maximum(k - known, 0) * last
         rest = q_all - gone
         share = tl.maximum(q_inside - gone, 0.0) / tl.where(rest > 0, rest, 1.0)
         together *= tl.where(rest > 0, share, 0.0)
@@ -309,8 +310,9 @@ def expect_kernel(
                 at_end = parent_of(tree, at_end)
             node += 1
     elif count > 0:
-        length = _argmax_length(target, request, blocks, FILTERED, TILE, NB)
-        top_down += length.to(tl.float64)
+        # The bound knows no limit.
+        length = _argmax_length(target, request, tl.maximum(limit, 2), blocks, FILTERED, TILE, NB)
+        top_down += tl.minimum(length, limit).to(tl.float64)
         bottom_up = top_down
         sampled = top_down
         best += tl.where(length > 1, 1.0, 0.0)

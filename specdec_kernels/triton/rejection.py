@@ -45,12 +45,13 @@ def draw_left(
 def exclude_chosen(
     q, request, node, child, vocab, tokens, rests, q_masses, left, sampled, TILE: tl.constexpr, NB: tl.constexpr
 ):
-    """Takes all children but the last out of q; the last one, -1 if it is absent, and what is left of q."""
+    """Takes all children but the last out of q; the last one, -1 if it is absent or one of too many, and what is left of q."""
     tree = request.tree
     numbers = tl.arange(0, MOST)
     count = tl.full([], 0, tl.int32)
+    seen = tl.full([], 0, tl.int32)
     end = end_of(tree, request.count, node)
-    while (child >= 0) & (end_of(tree, request.count, tl.maximum(child, 0)) < end) & (count < MOST):
+    while (child >= 0) & (end_of(tree, request.count, tl.maximum(child, 0)) < end) & (seen < MOST):
         if sampled & (left > 0):
             tokens = tl.where(numbers == count, token_of(tree, child), tokens)
             rests = tl.where(numbers == count, float("inf"), rests)
@@ -58,7 +59,9 @@ def exclude_chosen(
             rejected = Rejected(count, tokens, rests, rests)
             q_masses = drafts_left(q, q_masses, rejected, TILE, NB)
             left = tl.sum(q_masses)
+        seen += 1
         child = find_child(tree, request.count, node, end_of(tree, request.count, child), vocab * 0, vocab)
+    child = tl.where(seen < MOST, child, -1)
     return child, count, tokens, rests, q_masses, left
 
 

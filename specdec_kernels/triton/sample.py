@@ -389,7 +389,7 @@ def certainty_kernel(
                 confidence = 1.0 / total
                 nats = entropy_of(Law(row, given, largest, cut, total, row_masses, row_tops), blocks, TILE, NB)
         else:
-            one = given * 0.0 + 1.0
+            one = tl.full([], 1.0, tl.float32)
             largest, cut, total, row_masses, row_tops, _ = law_of(
                 (plain_tops, plain_sums, plain_nans, None, None), r, one, blocks, False, NB
             )

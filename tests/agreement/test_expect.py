@@ -98,3 +98,38 @@ def test_a_root_that_stands_alone(backend):
         made = compare.run(backend, "verify_expect", arguments)
         assert all(same(made, oracle.verify.expect(**arguments)))
         assert [float(field[0]) for field in made] == [1.0, 1.0, 1.0, 0.0], end
+
+
+@pytest.mark.op("verify_expect")
+def test_the_bound_knows_no_limit_at_any_temperature(backend):
+    tree = sk.tree.from_chains(torch.tensor([[0, 1]] * 3), backend="reference")
+    logits = torch.tensor([[0.0, 40.0, 0.0]] * 6)
+    sampling = sk.Sampling.of(3)._replace(temperature=torch.tensor([0.0, 0.5, 1.0]))
+    for limit in (1, 2):
+        arguments = {"tree": tree, "logits": logits, "draft_logits": None, "sampling": sampling, "draft_sampling": None}
+        made = compare.run(backend, "verify_expect", arguments | {"max_tokens": torch.tensor([limit] * 3)})
+        assert made.bound.tolist() == pytest.approx([1.0] * 3, abs=1e-6)
+        assert made.token.tolist() == pytest.approx([float(limit)] * 3, abs=1e-6)
+
+
+@pytest.mark.op("verify_expect", "sample_draft")
+def test_the_bound_of_many_siblings_is_one(backend):
+    """Drafts without replacement from an even law, and a target of one id: it is among them as often as not."""
+    count, vocab, batch = 32, 40, 64
+    q, p = torch.zeros(1, vocab), torch.full((1, vocab), -torch.inf)
+    p[0, 7] = 0.0
+    seeds = sk.Sampling.of(batch, seed=list(range(batch)))
+    drafts = sk.sample.draft(q.expand(batch, -1), seeds, torch.ones(batch).long(), count, backend="cpu")
+    nodes = count + 1
+    tokens = torch.cat((torch.zeros(batch, 1, dtype=torch.int64), drafts), 1)
+    parents = torch.tensor(([-1] + [0] * count) * batch, dtype=torch.int32)
+    offsets = torch.arange(batch + 1, dtype=torch.int32) * nodes
+    tree, _ = sk.tree.from_parents(
+        tokens.flatten(), parents, offsets, max_nodes=nodes, max_depth=1, backend="reference"
+    )
+    rows = torch.zeros(batch * nodes, dtype=torch.int64)
+    arguments = {"tree": tree, "logits": p, "draft_logits": q, "sampling": seeds, "draft_sampling": seeds}
+    made = compare.run(backend, "verify_expect", arguments | {"rows": rows, "draft_rows": rows})
+    among = (drafts == 7).any(1).float()
+    assert torch.allclose(made.token - 1, among, atol=1e-5) and 0.5 < float(among.mean()) < 1
+    assert float(made.bound[0]) >= count / vocab - 1e-6  # the mean over all drafts, which the rules reach here

@@ -58,6 +58,7 @@ def alone(op, arguments, b):
                 made[name] = made[name][one]
         if "requests" not in made:
             made["sampling"] = settings_of(made["sampling"], one)
+            made |= {name: made[name][one] for name in ("min_confidence", "max_entropy") if name in made}
         if "allowed" in made and "allowed_rows" not in made:
             made["allowed"] = made["allowed"][one]
         return made

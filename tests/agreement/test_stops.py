@@ -155,3 +155,31 @@ def test_the_oracle_says_how_near_a_bound_was():
             oracle.sample.draft(logits, sk.Sampling.of(1), torch.zeros(1).long(), 1, **bound, margin=margin)
             margins.append(float(margin))
         assert margins[0] < 1e-5 < margins[1]
+
+
+@pytest.mark.op("sample_draft", "draft_expand")
+def test_blocks_of_masked_logits_add_nothing(backend):
+    """Finite, but far below all others: as masks are that are added."""
+    logits = torch.full((2, 2 * 4096), torch.finfo(torch.float32).min)
+    logits[:, :50] = torch.randn(2, 50, generator=torch.Generator().manual_seed(1))
+    _, entropy = facts(logits[:, :50])
+    certainty = torch.zeros(2, 2, device=device_of(backend))
+    for temperature in (0.0, 1.0):
+        most = torch.full((2,), float(entropy.min()) - 0.1)
+        made, _ = draft(backend, logits, temperature, max_entropy=most, certainty=certainty)
+        assert torch.allclose(certainty[:, 1].cpu().double(), entropy, rtol=1e-5)
+        assert made.tolist() == [[-1] * 3] * 2
+    arguments = {"logits": logits, "scores": None, "num": 2, "beams": 2, "max_entropy": most}
+    assert compare.run(backend, "draft_expand", arguments).tokens.tolist() == [[-1, -1]] * 2
+
+
+@pytest.mark.op("sample_draft")
+@pytest.mark.parametrize("temperature", [NAN, -INF, -1.0])
+def test_a_temperature_that_is_none_counts_as_0(backend, temperature):
+    logits = torch.tensor([[1.0, 0.9, 0.8, 0.7]])
+    certainty = torch.zeros(1, 2, device=device_of(backend))
+    sampling = sk.Sampling.of(1)._replace(temperature=torch.tensor([temperature]))
+    arguments = {"logits": logits, "sampling": sampling, "positions": torch.tensor([3]), "num": 1}
+    bounds = {"min_confidence": torch.tensor([0.5]), "certainty": certainty}
+    assert compare.run(backend, "sample_draft", arguments | bounds).tolist() == [[-1]]
+    assert torch.allclose(certainty[0].cpu().double(), torch.stack(facts(logits))[:, 0], rtol=1e-5)

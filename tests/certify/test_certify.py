@@ -1,11 +1,13 @@
 """Certificates of our ops, of wrong functions, and of other packages' functions."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from oracle.definition import law as definition
 
 from specdec_kernels import certify as proof
-from specdec_kernels.certify import Case, certify, fused, processed
+from specdec_kernels.certify import Case, adapters, certificate, certify, fused, processed
 from specdec_kernels.certify.models import random_bins, random_models
 
 
@@ -35,7 +37,7 @@ def test_an_unknown_setting_is_refused():
 
 def test_expected_laws_are_laws_and_bins_only_gather_them():
     models = random_models(3, 6, 1)
-    whole, bins = Case(*models, length=3), random_bins(6, 2, 1)
+    whole, bins = Case(*models, length=3), random_bins(models[0], 2, 1)
     law, coarse = whole.expected().view(6, 6, 6), Case(*models, length=3, bins=bins).expected().view(2, 2, 2)
     assert float(law.sum()) == pytest.approx(1, abs=1e-12)
     inside = [bins == i for i in (0, 1)]
@@ -57,8 +59,19 @@ def test_every_standard_case_takes_three_steps_and_passes(rule):
 
 
 def test_the_oracle_is_enumerated():
-    for made in certify(rule="traversal", backend="reference", cases=proof.exact_cases_of("traversal")[:1]):
-        assert made.passed and made.statistic < 1e-12 and made.trials > 10
+    steps = []
+    for rule in proof.RULES:
+        for made in certify(rule=rule, backend="reference"):
+            assert made.passed and made.statistic < 1e-12 and made.trials > 5, made
+            steps.append(made.steps)
+    assert max(steps) >= 3
+
+
+def test_noise_that_is_met_twice_fails_an_enumeration(monkeypatch):
+    real = certificate.error_of
+    monkeypatch.setattr(certificate, "error_of", lambda *given: (real(*given)[0], real(*given)[1]._replace(reused=1)))
+    (made,) = certify(rule="token", backend="reference", cases=proof.exact_cases_of("token")[:1])
+    assert made.statistic < 1e-12 and not made.passed
 
 
 def accept_all(step):
@@ -116,6 +129,49 @@ def test_a_function_that_emits_nothing_or_no_token_is_refused():
         next(certify(rule="none"))
     with pytest.raises(ValueError, match="certify: trials must be at least 1, got 0"):
         next(certify(trials=0))
+    with pytest.raises(ValueError, match="certify: trials must give two outcomes 10 texts each, got 12 for chain of 1"):
+        next(certify(backend="cpu", trials=12))
+
+
+def test_a_law_that_is_too_flat_is_found_in_a_large_vocabulary():
+    """Its mass leaves the likely ids, however these are shared out."""
+
+    def flat(step):
+        return fused("cpu")(step._replace(sampling=step.sampling._replace(temperature=step.sampling.temperature * 1.2)))
+
+    (case,) = [case for case in proof.cases_of("token", chains_only=True) if case.vocab == 50_000]
+    assert not next(certify(flat, "token", cases=[case])).passed
+
+
+@pytest.mark.parametrize("argument", ["target_probs", "target_logits"])
+def test_both_forms_of_the_signature_of_vllm_are_called_rightly(argument, monkeypatch):
+    def sampler(drafts, draft, target, bonus):
+        """Leviathan's rule on ``[B * count]`` drafts."""
+        count = len(drafts) // len(bonus)
+        p, q = (x.double().view(len(bonus), count, -1) for x in (target, draft))
+        tokens, still = torch.full((len(bonus), count + 1), -1), torch.ones(len(bonus), dtype=torch.bool)
+        for i, token in enumerate(drafts.long().view(len(bonus), count).unbind(1)):
+            has, drawn = (x[:, i].gather(1, token[:, None])[:, 0] for x in (p, q))
+            taken = torch.rand(len(bonus)).double() * drawn < has
+            rest = torch.multinomial((p[:, i] - q[:, i]).clamp(min=0) + 1e-30, 1)[:, 0]
+            tokens[still, i] = torch.where(taken, token, rest)[still]
+            still &= taken
+        tokens[still, count] = bonus[:, 0][still].long()
+        return tokens
+
+    if argument == "target_logits":
+
+        def function(ids, counts, most, every, draft_probs, target_logits, bonus, settings):  # fmt: skip
+            return sampler(ids, draft_probs, target_logits.softmax(1), bonus)
+    else:
+
+        def function(ids, counts, most, every, draft_probs, target_probs, bonus, settings):  # fmt: skip
+            return sampler(ids, draft_probs, target_probs, bonus)
+
+    monkeypatch.setattr(adapters, "_module", lambda name: SimpleNamespace(rejection_sample=function))
+    torch.manual_seed(3)
+    cases = proof.cases_of("token", chains_only=True)[:3]
+    assert all(made.passed for made in certify(adapters.vllm, "token", cases=cases, trials=20_000))
 
 
 def test_peers_that_are_installed_are_called_as_their_packages_call_them():

@@ -41,14 +41,22 @@ def test_too_few_counts_speak_against_nobody():
         assert made == (0.0, 0, 1.0) and made.statistic <= quantile(1e-6, made.degrees)
 
 
-def test_p_values_are_uniform_where_nothing_is_wrong():
-    law = torch.softmax(torch.randn(40, generator=torch.Generator().manual_seed(1)).double(), 0)
+@pytest.mark.parametrize(("cells", "trials"), [(40, 20_000), (1000, 3_000)], ids=["usual", "rare"])
+def test_p_values_are_uniform_where_nothing_is_wrong(cells, trials):
+    law = torch.softmax(torch.randn(cells, generator=torch.Generator().manual_seed(1)).double(), 0)
     generator = torch.Generator().manual_seed(2)
     values = []
     for _ in range(400):
-        drawn = torch.multinomial(law, 20_000, replacement=True, generator=generator)
-        values.append(g_test(torch.bincount(drawn, minlength=40), law).p_value)
+        drawn = torch.multinomial(law, trials, replacement=True, generator=generator)
+        values.append(g_test(torch.bincount(drawn, minlength=cells), law).p_value)
     assert stats.kstest(values, "uniform").pvalue > 1e-3
+
+
+def test_rare_cells_are_gathered_until_they_are_expected_often_enough():
+    law = torch.softmax(torch.randn(1000, generator=torch.Generator().manual_seed(1)).double(), 0)
+    degrees = g_test((law * 3000).round().long(), law).degrees
+    assert 3000 / 30 - 20 < degrees <= 3000 / 10  # groups of 10 to 30, besides the cells that are not rare
+    assert g_test(torch.tensor([60, 60] + [1] * 80), torch.tensor([0.3, 0.3] + [0.005] * 80).double()).degrees == 5
 
 
 def test_a_bias_of_the_stated_size_is_found_as_often_as_stated():

@@ -54,6 +54,15 @@ def complains(result, command, *parts):
         (("--device", "cuda:" + "9" * 5000), ("--device must be cpu, cuda or cuda:<number>, got 'cuda:99",)),
         (("--rule", "greedy", "--temperature", "1"), ("temperature must be 0 under the rule 'greedy', got 1.0",)),
         (
+            ("--drafter", "independent", "--min-confidence", "1.5"),
+            ("--min-confidence must be from 0 to 1, got 1.5",),
+        ),
+        (
+            ("--drafter", "ngram", "--min-confidence", "0.5"),
+            ("--min-confidence and --max-entropy must be for --drafter independent, got ngram",),
+        ),
+        (("--drafter", "independent", "--max-entropy", "nan"), ("--max-entropy must be at least 0, got nan",)),
+        (
             ("--rule", "hope"),
             ("--rule must be one of match, greedy, rejection, block, traversal, greedy_plus_one, got 'hope'",),
         ),

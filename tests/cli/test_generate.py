@@ -70,6 +70,13 @@ def test_other_rules(go):
     assert sampled.stdout and written["statistics"]["mean_tokens_per_step"] > 1.2
 
 
+def test_a_drafter_that_stops_drafts_less_and_says_the_same(go):
+    plain, eager = go("--prompt", SOURCE, "--drafter", "independent")
+    stopping, written = go("--prompt", SOURCE, "--drafter", "independent", "--min-confidence", 0.3)
+    assert stopping.stdout == plain.stdout
+    assert 0 < sum(written["statistics"]["drafted"]) < sum(eager["statistics"]["drafted"])
+
+
 def test_text_comes_in_pieces(go, monkeypatch):
     pieces = []
     monkeypatch.setattr(generate, "write_text", pieces.append)

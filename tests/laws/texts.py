@@ -23,7 +23,19 @@ BATCH = 20_000  # trials that are decoded together
 #: What a law must not fall below, and what a planted bug must.
 SOUND, FOUND = 1e-4, 1e-12
 
-__all__ = ["BATCH", "FOUND", "SOUND", "Case", "Decoding", "check", "check_drafts", "p_value", "table_law", "texts"]
+__all__ = [
+    "BATCH",
+    "FOUND",
+    "SOUND",
+    "Case",
+    "Decoding",
+    "check",
+    "check_drafts",
+    "drafts_of",
+    "p_value",
+    "table_law",
+    "texts",
+]
 
 
 def table_law(table: Tensor, settings: dict[str, Any]) -> Tensor:
@@ -70,8 +82,9 @@ def check(decoding: Decoding, trials: int) -> tuple[float, int]:
     return p_value(found, expected), fewest
 
 
-def check_drafts(decoding: Decoding, trials: int) -> float:
-    """The p-value of two draws at each of three consecutive positions, each position after the first draw before it."""
+def drafts_of(decoding: Decoding) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, int]]]:
+    """The law of two draws at each of three consecutive positions, each position after the first draw before it; and what
+    draws them for some seeds."""
     case, vocab = decoding.case, decoding.case.vocab
     q = table_law(case.drafter, case.draft_settings)
     pairs = q.unsqueeze(2) * q.unsqueeze(1)  # [last token, first draw, second draw]
@@ -87,4 +100,10 @@ def check_drafts(decoding: Decoding, trials: int) -> float:
             tokens = drawn[:, 0]
         return numbers.cpu(), 3
 
-    return p_value(count(decoding, trials, vocab**6, sample)[0], expected)
+    return expected, sample
+
+
+def check_drafts(decoding: Decoding, trials: int) -> float:
+    """The p-value of such draws."""
+    expected, sample = drafts_of(decoding)
+    return p_value(count(decoding, trials, expected.numel(), sample)[0], expected)

@@ -46,8 +46,8 @@ class Expectation {
     e.token[b] = e.traversal[b] = e.greedy_plus_one[b] = e.bound[b] = 0.0f;
     if (request_.nodes.count == 0 || limit <= 0) return;
     if (is_greedy(request_.settings)) {
-      const int64_t length = argmax_length(limit);
-      e.token[b] = e.traversal[b] = e.greedy_plus_one[b] = static_cast<float>(length);
+      const int64_t length = argmax_length(std::max<int64_t>(limit, 2));  // the bound knows no limit
+      e.token[b] = e.traversal[b] = e.greedy_plus_one[b] = static_cast<float>(std::min(length, limit));
       e.bound[b] = length > 1 ? 1.0f : 0.0f;
       return;
     }

@@ -11,11 +11,14 @@ namespace specdec::cuda {
 // the blocks.
 SPECDEC_STEP double entropy(Team& team, Law& law) {
   const Weigher weigher(law.settings.temperature);
+  const float temperature = law.settings.temperature;
   double* sums = team.first(law.memory.mass);
   for_blocks(team, law, [&](int own, int64_t block, float* buffer) {
     const BlockStat stat = law.memory.stats[own];
+    // A block so far below the best that its mass is 0 adds nothing: logarithms may be infinite there.
+    const double scale = stat.sum > 0.0f ? weight_of(stat.max, law.max, temperature) : 0.0;
     float mine = 0.0f;
-    if (stat.sum > 0.0f) {
+    if (scale > 0.0) {
       const int count = law.source->length(block);
       const auto add_up = [&](const auto& weight_of_logit) {
         for (int i = team.lane(); i < count; i += kWarp) {
@@ -33,7 +36,7 @@ SPECDEC_STEP double entropy(Team& team, Law& law) {
     }
     mine = warp_reduce(mine, [](float a, float b) { return a + b; });
     if (team.lane() != 0) return;
-    sums[block] = stat.sum > 0.0f ? mine * weight_of(stat.max, law.max, law.settings.temperature) : 0.0;
+    sums[block] = mine * scale;
   });
   team.sync();
   double sum = 0.0;

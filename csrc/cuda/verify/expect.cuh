@@ -41,8 +41,9 @@ class Expectation : public NodeLaws {
   __device__ void run() {
     if (nodes_.count == 0) return write(0.0, 0.0, 0.0, 0.0);
     if (is_greedy(settings_)) {
-      const double length = static_cast<double>(argmax_length());
-      return write(length, length, length, length > 1.0 ? 1.0 : 0.0);
+      const int64_t limit = p_.call.limit(request_), found = argmax_length(limit < 2 ? 2 : limit);
+      const double length = static_cast<double>(found < limit ? found : limit);
+      return write(length, length, length, found > 1 ? 1.0 : 0.0);  // the bound knows no limit
     }
     for (int32_t i = team_.thread(); i < nodes_.count; i += team_.threads()) {
       const double root = i == 0 ? 1.0 : 0.0;
@@ -64,8 +65,7 @@ class Expectation : public NodeLaws {
     int32_t plus_one;
   };
 
-  __device__ int64_t argmax_length() {
-    const int64_t limit = p_.call.limit(request_);
+  __device__ int64_t argmax_length(int64_t limit) {
     int64_t length = 0;
     for (int32_t node = 0; node >= 0 && length < limit; ++length) {
       read(node);
