@@ -60,7 +60,7 @@ CASES = {
     "a chain that stops": (Case(P3, Q3, (1, 1), stops=SURE3), 3),
     "a masked chain that stops": (Case(P3, Q3, (1, 1), stops=MASKED3, allowed=(0, 2), mask_drafts=True), 3),
     "siblings that stop": (Case(P4, Q4, (2,), stops=SURE4), 2),
-    "match, a tree that stops": (Case(P3, Q3, (2, 1), rule="match", stops=SURE3), 3),
+    "match, a tree that stops": (Case(P3, Q3, (2, 1), rule="match", stops=SURE3), 2),
     "match, any chain": (Case(P2, Q2, (1, 1), rule="match"), 3),
     "match, coupled tree": (Case(P3, Q3, (2, 1), rule="match", coupled=True), 3),
     "match, best first": (Case(P3, Q3, (2, 1), rule="match", top=1), 3),

@@ -146,6 +146,14 @@ EXACT = ("budget, best", "budget, first")
 
 #: What is compiled for one architecture only, because it takes long or differs in its reads alone.
 ONCE = (
+    "filters",
+    "draft, arrivals",
+    "heads of arrivals",
+    "certainty",
+    "from_beams",
+    "best_first, places",
+    "from_parents",
+    "children of beams",
     "rejection, wide",
     "bottom-up",
     "greedy plus one",

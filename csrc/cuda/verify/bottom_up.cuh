@@ -392,4 +392,9 @@ cudaError_t launch_bottom_up(const VerifyParams& p, void* workspace, cudaStream_
   return launch(kernel, team_launch(params.layout, tree.batch, bytes, stream), params);
 }
 
+#if !defined(SPECDEC_EMULATED)  // compiled beside the other rules, verify_bottom_up.cu
+extern template cudaError_t launch_bottom_up<Rule::bottom_up>(const VerifyParams&, void*, cudaStream_t);
+extern template cudaError_t launch_bottom_up<Rule::typical>(const VerifyParams&, void*, cudaStream_t);
+#endif
+
 }  // namespace specdec::cuda
