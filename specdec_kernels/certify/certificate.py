@@ -18,7 +18,7 @@ FALSE_ALARM = 1e-6
 RULES = ("token", "block", "traversal", "greedy_plus_one", "match", "threshold", "sample")
 
 #: ``trials x rows x V`` that a case may read: one to two seconds of two CPU cores.
-WORK = 2.4e8
+WORK = 2e8
 
 
 class Certificate(NamedTuple):
