@@ -225,7 +225,7 @@ def certify(
     Every text starts from the same token and takes at least three steps; drafts are drawn by ``sample.draft``. The
     counts of all texts are held against the exact law of plain sampling by a G-test. The oracle (backend ``reference``)
     is not tried but enumerated: every draft and every coin of a few tiny cases; the statistic is the largest error of a
-    probability, and noise that is met twice fails as well.
+    probability, and noise that is met twice fails as well (but for ``"threshold"``, whose children share a coin).
 
     Args:
         verifier: the function under test, ``verifier(step) -> (tokens [B, width], num_tokens [B])``; None: our own op.
@@ -284,7 +284,9 @@ def certify(
 
 def _enumerated(case: Case, seed: int) -> Certificate:
     error, found = error_of(case, seed)
-    passed = error < LARGEST_ERROR and (case.coupled or found.reused == 0)
+    # Coupled drafts share the target's noise, and thresholds toss one coin for all children.
+    shared = case.coupled or case.rule == "threshold"
+    passed = error < LARGEST_ERROR and (shared or found.reused == 0)
     fewest = -(-case.length // (max(case.depths) + 1))
     return Certificate(
         op=_op_of(case.rule),
